@@ -1,0 +1,1 @@
+"""The command line: parse words, call core, draw results. See ``app.py``."""

@@ -1,0 +1,56 @@
+"""The Typer app. Imports nothing heavy: help and usage errors never load torch."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+from ogreg_cli import evaluate, models, predict, prepare, profile, train, visualize_gaze
+from ogreg_cli.console import settings
+from ogreg_core import __version__
+
+# Boxes and colours where a person reads; plain lines where a log or a pipe does.
+_MARKUP = "rich" if sys.stdout.isatty() else None
+
+app = typer.Typer(
+    name="ogreg",
+    help="Video action recognition from the shell: prepare, train, evaluate, profile, predict, look.",
+    epilog="Start here: ogreg train recipes/demo.toml",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=_MARKUP,  # type: ignore[arg-type]
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"ogreg {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _main(
+    quiet: Annotated[
+        bool, typer.Option("--quiet", "-q", help="Only results and warnings.")
+    ] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="More detail.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    if quiet and verbose:
+        raise typer.BadParameter("--quiet and --verbose exclude each other")
+    settings.quiet = quiet
+    settings.verbose = verbose
+
+
+app.command("prepare", epilog=prepare.EXAMPLES)(prepare.prepare)
+app.command("train", epilog=train.EXAMPLES)(train.train)
+app.command("eval", epilog=evaluate.EXAMPLES)(evaluate.evaluate)
+app.command("profile", epilog=profile.EXAMPLES)(profile.profile)
+app.command("predict", epilog=predict.EXAMPLES)(predict.predict)
+app.command("visualize-gaze", epilog=visualize_gaze.EXAMPLES)(visualize_gaze.visualize_gaze)
+app.command("models", epilog=models.EXAMPLES)(models.models)

@@ -1,0 +1,111 @@
+"""``ogreg predict``."""
+
+from __future__ import annotations
+
+import glob
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ogreg_cli.common import Checkpoint, Device, Json, choose_checkpoint
+from ogreg_cli.console import bar, emit_json, error_document, fail, info, loading, print_table
+from ogreg_core.errors import UsageError, VideoError, WorkFailed
+
+if TYPE_CHECKING:
+    from ogreg_core.inference import Prediction
+
+EXAMPLES = (
+    "Examples: ogreg predict clip.mp4 | ogreg predict clips/ --json | "
+    "find . -name '*.mp4' | ogreg predict - -c runs/train/demo/1"
+)
+
+
+def predict(
+    videos: Annotated[
+        list[str],
+        typer.Argument(
+            help="Files, folders, glob patterns, or - for a list on stdin.", metavar="VIDEO..."
+        ),
+    ],
+    checkpoint: Checkpoint = None,
+    top: Annotated[int, typer.Option(min=1, help="How many classes to name.")] = 5,
+    clips: Annotated[
+        int | None, typer.Option(min=1, help="Clips per video; default: as in validation.")
+    ] = None,
+    crops: Annotated[int | None, typer.Option(min=1, max=3, help="Crops per clip, 1 or 3.")] = None,
+    device: Device = "auto",
+    json: Json = False,
+) -> None:
+    """Name the action in video files. One line of JSON per file with --json."""
+    if crops == 2:
+        raise UsageError("--crops is 1 (centre) or 3 (start, centre, end)")
+    files = list_videos(videos)
+    path, origin = choose_checkpoint(checkpoint)
+    loading()
+    from ogreg_core.devices import pick_device
+    from ogreg_core.inference import Predictor
+
+    predictor = Predictor.from_checkpoint(path, pick_device(device))
+    info(f"weights: {path} ({origin})")
+    views = predictor.info.views(clips, crops)
+    failed = 0
+    for file in files:
+        try:
+            prediction = predictor.predict(file, views, top)
+        except VideoError as error:
+            if len(files) == 1:
+                raise
+            failed += 1
+            if json:
+                emit_json({**error_document(error), "path": str(file)})
+            else:
+                fail(error)
+            continue
+        _show(file, prediction, json)
+    if failed:
+        raise WorkFailed(f"{failed} of {len(files)} files could not be read")
+
+
+def list_videos(arguments: list[str]) -> list[str]:
+    """Files meant by the arguments, in order.
+
+    Raises:
+        UsageError: a folder or pattern without videos.
+    """
+    from ogreg_core.files import VIDEO_SUFFIXES
+
+    files: list[str] = []
+    for argument in arguments:
+        path = Path(argument)
+        if argument == "-":
+            found = [line for line in (raw.rstrip("\n") for raw in sys.stdin) if line]
+        elif path.is_dir():
+            found = sorted(str(f) for f in path.rglob("*") if f.suffix.lower() in VIDEO_SUFFIXES)
+        elif glob.has_magic(argument) and not path.exists():
+            found = sorted(glob.glob(argument, recursive=True))
+        else:
+            found = [argument]
+        if not found:
+            raise UsageError(f"{argument} names no videos")
+        files += found
+    return files
+
+
+def _show(file: str, prediction: Prediction, json: bool) -> None:
+    video = prediction.video
+    if json:
+        emit_json(
+            {
+                "schema": "ogreg.predict.v1",
+                "path": str(Path(file).resolve()),
+                "status": "ok",
+                "duration_s": video.duration,
+                "decoder": video.decoder,
+                "top": [{"label": label, "score": score} for label, score in prediction.top],
+            }
+        )
+        return
+    rows = [[f"{100 * score:.1f} %", bar(score), label] for label, score in prediction.top]
+    print_table(f"{file}  ({video.duration:.1f} s)", ["score", "", "label"], rows, right=(0,))

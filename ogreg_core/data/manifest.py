@@ -1,0 +1,224 @@
+"""The manifest: one CSV per split, ``labels.txt`` and ``dataset.json`` in one folder.
+
+Plain files that a person can open and edit; every command finds its videos through them.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import json
+import os
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from ogreg_core.errors import DataError
+from ogreg_core.files import write_text_atomic
+
+__all__ = ["Manifest", "Row", "load_manifest", "read_dataset_info", "write_dataset"]
+
+DATASET_FILE = "dataset.json"
+LABELS_FILE = "labels.txt"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One video of a manifest.
+
+    Args:
+        path: relative to the video root.
+        label: class index, 0-based.
+        frames: presented frames.
+        fps: mean frames per second.
+        duration: seconds.
+        width, height: pixels as displayed.
+        decoder: ``decord`` or ``pyav``, whichever reads the file exactly.
+    """
+
+    path: str
+    label: int
+    frames: int
+    fps: float
+    duration: float
+    width: int
+    height: int
+    decoder: str
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The rows of one split with all that is needed to read them.
+
+    Args:
+        root: folder that holds the videos.
+        split: ``train``, ``val`` or ``test``.
+        rows: in file order.
+        labels: class names by index.
+        mirror: class index after a left-right flip, for classes that a flip turns into another one.
+        sha256: of the split's CSV file.
+        dataset: name of the data set.
+    """
+
+    root: Path
+    split: str
+    rows: tuple[Row, ...]
+    labels: tuple[str, ...]
+    mirror: dict[int, int] = field(default_factory=dict)
+    sha256: str = ""
+    dataset: str = ""
+
+    def video(self, row: Row) -> Path:
+        """Where a row's file lies."""
+        return self.root / row.path
+
+
+def write_dataset(
+    folder: Path,
+    *,
+    dataset: str,
+    video_root: Path,
+    labels: Iterable[str],
+    splits: dict[str, list[Row]],
+    mirror: dict[str, str] | None = None,
+    options: dict[str, Any] | None = None,
+    version: str,
+) -> dict[str, Any]:
+    """Write the manifest files of a data set, ``dataset.json`` last so that its presence means
+    completeness.
+
+    Args:
+        folder: where the manifest goes; created if missing.
+        dataset: name of the data set.
+        video_root: folder that holds the videos; stored relative to ``folder`` where it lies
+            inside.
+        labels: class names in index order.
+        splits: rows by split name.
+        mirror: class names that a left-right flip turns into each other.
+        options: how the data set was prepared.
+        version: version of the tool.
+
+    Returns:
+        The content of ``dataset.json``.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    labels = list(labels)
+    write_text_atomic(folder / LABELS_FILE, "".join(f"{label}\n" for label in labels))
+    for split, rows in splits.items():
+        buffer = io.StringIO()
+        writer = csv.writer(buffer, lineterminator="\n")
+        writer.writerow([f.name for f in fields(Row)])
+        writer.writerows(asdict(row).values() for row in rows)
+        write_text_atomic(folder / f"{split}.csv", buffer.getvalue())
+    info = {
+        "schema": 1,
+        "dataset": dataset,
+        "root": os.path.relpath(video_root, folder)
+        if _inside(video_root, folder)
+        else str(video_root.resolve()),
+        "classes": len(labels),
+        "videos": {split: len(rows) for split, rows in splits.items()},
+        "mirror": mirror or {},
+        "options": options or {},
+        "ogreg_version": version,
+    }
+    write_text_atomic(folder / DATASET_FILE, json.dumps(info, indent=2, ensure_ascii=False) + "\n")
+    return info
+
+
+def _inside(path: Path, folder: Path) -> bool:
+    return path.resolve().is_relative_to(folder.resolve())
+
+
+def read_dataset_info(folder: Path) -> dict[str, Any]:
+    """The content of ``dataset.json``.
+
+    Raises:
+        DataError: no prepared data set there, or the file is broken.
+    """
+    path = folder / DATASET_FILE
+    try:
+        info = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise DataError(
+            f"{folder} holds no prepared data set",
+            why=f"{path} does not exist",
+            fix=f"ogreg prepare folder {folder}",
+        ) from error
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise DataError(
+            f"{path} is not valid JSON", why=str(error), fix="run `ogreg prepare` again"
+        ) from error
+    missing = {"dataset", "root"} - set(info)
+    if missing:
+        raise DataError(
+            f"{path} lacks {', '.join(sorted(missing))}", fix="run `ogreg prepare` again"
+        )
+    return info
+
+
+def load_manifest(folder: Path, split: str) -> Manifest:
+    """Read one split.
+
+    Raises:
+        DataError: no such data set or split, or a broken line (named with its number).
+    """
+    info = read_dataset_info(folder)
+    path = folder / f"{split}.csv"
+    if not path.is_file():
+        have = ", ".join(sorted(p.stem for p in folder.glob("*.csv"))) or "none"
+        raise DataError(f"{folder} has no split {split!r}", why=f"splits found: {have}")
+    labels = tuple((folder / LABELS_FILE).read_text(encoding="utf-8").splitlines())
+    content = path.read_bytes()
+    rows = tuple(_parse_rows(path, content.decode("utf-8"), len(labels)))
+    if not rows:
+        raise DataError(f"{path} lists no videos")
+    indices = {label: i for i, label in enumerate(labels)}
+    return Manifest(
+        root=(folder / info["root"]).resolve(),
+        split=split,
+        rows=rows,
+        labels=labels,
+        mirror={indices[a]: indices[b] for a, b in info.get("mirror", {}).items()},
+        sha256=hashlib.sha256(content).hexdigest(),
+        dataset=info["dataset"],
+    )
+
+
+def _parse_rows(path: Path, content: str, classes: int) -> Iterable[Row]:
+    reader = csv.DictReader(io.StringIO(content))
+    names = [f.name for f in fields(Row)]
+    missing = set(names) - set(reader.fieldnames or [])
+    if missing:
+        raise DataError(
+            f"{path} lacks the columns {', '.join(sorted(missing))}",
+            fix="run `ogreg prepare` again",
+        )
+    for cells in reader:
+        where = f"{path} line {reader.line_num}"
+        try:
+            row = Row(
+                path=cells["path"],
+                label=int(cells["label"]),
+                frames=int(cells["frames"]),
+                fps=float(cells["fps"]),
+                duration=float(cells["duration"]),
+                width=int(cells["width"]),
+                height=int(cells["height"]),
+                decoder=cells["decoder"],
+            )
+        except (TypeError, ValueError) as error:
+            raise DataError(
+                "a manifest line cannot be read", where=where, why=str(error)
+            ) from error
+        if not 0 <= row.label < classes:
+            raise DataError(
+                f"label {row.label} is not one of {classes} classes",
+                where=where,
+                why=f"{LABELS_FILE} has {classes} lines; labels count from 0",
+            )
+        if row.frames < 1:
+            raise DataError("a video without frames", where=where)
+        yield row

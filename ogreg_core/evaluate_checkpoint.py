@@ -1,0 +1,181 @@
+"""A checkpoint against a prepared data set: the work behind ``ogreg eval``."""
+
+from __future__ import annotations
+
+import csv
+import io
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ogreg_core.checkpoint import CheckpointInfo, load_model
+from ogreg_core.data.loader import FrameControl, ViewDataset, Views, test_loader
+from ogreg_core.data.manifest import Manifest, load_manifest
+from ogreg_core.datasets.locations import find_dataset
+from ogreg_core.errors import CheckpointError
+from ogreg_core.evaluation import Metrics, Scores, compute_metrics, resolve_precision, score_dataset
+from ogreg_core.files import write_text_atomic
+from ogreg_core.progress import ProgressCallback
+from ogreg_core.runs import RunFolder
+
+__all__ = ["EvaluationReport", "evaluate_checkpoint", "protocol"]
+
+
+def protocol(views: Views) -> str:
+    """Frames x stride or segments, views, and sizes in one phrase, for example ``16 uniform, 1x1
+    views, 64 of 72 px``.
+    """
+    sampling = views.sampling
+    taken = (
+        f"{sampling.frames}x{sampling.stride}"
+        if sampling.kind == "dense"
+        else f"{sampling.frames} uniform"
+    )
+    text = f"{taken}, {views.clips}x{views.crops.crops} views, {views.crops.size} of {views.crops.short_side} px"
+    return text if views.control == "none" else f"{text}, frames {views.control}"
+
+
+@dataclass(frozen=True)
+class EvaluationReport:
+    """Everything an evaluation found.
+
+    Args:
+        document: the figures with their circumstances, ready for JSON.
+        metrics: the accuracies.
+        scores: per video.
+        manifest: the videos.
+    """
+
+    document: dict[str, Any]
+    metrics: Metrics
+    scores: Scores
+    manifest: Manifest
+
+    def write(self, run: RunFolder) -> None:
+        """``report.json``, ``per_class.csv`` and ``scores.csv`` into a run folder."""
+        run.write_json("report.json", self.document)
+        labels = self.manifest.labels
+        per_class = zip(labels, self.metrics.per_class_videos, self.metrics.per_class, strict=True)
+        _write_csv(
+            run.path / "per_class.csv",
+            ["class", "videos", "top1_pct"],
+            [
+                [name, count, "" if top1 is None else f"{top1:.4f}"]
+                for name, count, top1 in per_class
+            ],
+        )
+        best = self.scores.scores.argmax(dim=1)
+        _write_csv(
+            run.path / "scores.csv",
+            ["path", "label", "predicted", *labels],
+            [
+                [
+                    self.manifest.rows[index].path,
+                    labels[label],
+                    labels[guess],
+                    *(f"{s:.6f}" for s in row),
+                ]
+                for index, label, guess, row in zip(
+                    self.scores.indices.tolist(),
+                    self.scores.labels.tolist(),
+                    best.tolist(),
+                    self.scores.scores.tolist(),
+                    strict=True,
+                )
+            ],
+        )
+
+
+def _write_csv(path: Path, header: list[str], rows: list[list[Any]]) -> None:
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(header)
+    writer.writerows(rows)
+    write_text_atomic(path, buffer.getvalue())
+
+
+def evaluate_checkpoint(
+    checkpoint: Path,
+    *,
+    data: Path | None,
+    split: str,
+    clips: int | None,
+    crops: int | None,
+    control: FrameControl,
+    batch_size: int,
+    workers: int,
+    device: torch.device,
+    on_progress: ProgressCallback,
+) -> EvaluationReport:
+    """Score every video of a split.
+
+    Args:
+        checkpoint: file written by ogreg.
+        data: manifest folder; None for the one of the training.
+        split: ``train``, ``val`` or ``test``.
+        clips, crops: views per video; None for those of the validation.
+        control: frame-order control, see :class:`Views`.
+        batch_size: videos at a time.
+        workers: loader processes.
+        device: where the model runs.
+        on_progress: receives progress events.
+
+    Raises:
+        CheckpointError: broken, or trained on other classes than the data set has.
+        DataError: data set missing or broken.
+    """
+    model, info = load_model(checkpoint)
+    manifest = load_manifest(_data_folder(data, info), split)
+    _check_labels(checkpoint, info, manifest)
+    views = info.views(clips, crops, control)
+    precision = resolve_precision("auto", device)
+    loader = test_loader(ViewDataset(manifest, views), batch_size, workers)
+    scores = score_dataset(
+        model.to(device), loader, info.mean, info.std, precision=precision, on_progress=on_progress
+    )
+    metrics = compute_metrics(scores.scores, scores.labels)
+    document = {
+        "schema": "ogreg.eval.v1",
+        "checkpoint": str(checkpoint.resolve()),
+        "model": info.model,
+        "recipe": info.recipe,
+        "dataset": manifest.dataset,
+        "split": split,
+        "manifest_sha256": manifest.sha256,
+        "protocol": protocol(views),
+        "precision": precision,
+        "top1_pct": metrics.top1,
+        "top5_pct": metrics.top5,
+        "mean_class_pct": metrics.mean_class,
+        "loss": metrics.loss,
+        "videos": metrics.videos,
+    }
+    return EvaluationReport(document, metrics, scores, manifest)
+
+
+def _data_folder(data: Path | None, info: CheckpointInfo) -> Path:
+    if data is not None:
+        return data
+    if info.data_folder and (Path(info.data_folder) / "dataset.json").is_file():
+        return Path(info.data_folder)
+    return find_dataset(info.dataset, "")
+
+
+def _check_labels(checkpoint: Path, info: CheckpointInfo, manifest: Manifest) -> None:
+    if list(manifest.labels) == info.labels:
+        return
+    difference = next(
+        (
+            f"class {i} is {a!r} there and {b!r} here"
+            for i, (a, b) in enumerate(zip(info.labels, manifest.labels, strict=False))
+            if a != b
+        ),
+        f"{len(info.labels)} classes there, {len(manifest.labels)} here",
+    )
+    raise CheckpointError(
+        f"{checkpoint} was trained on other classes than {manifest.dataset} has",
+        why=difference,
+        fix="choose the data set it belongs to with --data, or train on this one with --init-from",
+    )

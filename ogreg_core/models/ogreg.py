@@ -1,0 +1,524 @@
+"""OG-ReG: Overall Glance and Refined Gaze Transformer.
+
+Paper: "Insights from Visual Cognition: Understanding Human Action Dynamics with Overall Glance and
+Refined Gaze Transformer", arXiv 2604.06783. The authors have published neither code nor weights;
+only the abstract and public summaries are known. This file is an independent reconstruction.
+
+Published: every block runs two parallel paths. Glance is *Spatial-only Downsampling Attention*
+(SoDA): coarse space-time attention over tokens that are downsampled in space and never in time.
+Gaze is *Modulated 2D/3D Convolution* (MDConv): fine local detail, modulated by the similarity of
+frames. The code builds on Video-Swin.
+
+Ours, everything else: the sum of both paths under one output projection, the pooling, the
+positional encoding, the strides, the form of the modulation, the stems, and Swin's widths and
+depths (chosen so that Swin weights fit).
+
+Two details follow from the demand that a still clip must stay still through the whole network (its
+frames identical in every block, hence dissimilarity 0 everywhere): the modulation is exactly 0 at
+dissimilarity 0, and convolutions that are not modulated (stem, positional encoding) repeat the edge
+frames in time instead of padding with zeros.
+
+Notation: B batch, T frames (after the stem: token frames, two input frames each), H W rows and
+columns, C channels, h w rows and columns of the coarse grid. Layout inside the network: channels
+last, ``[B, T, H, W, C]``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange, reduce
+from torch import Tensor, nn
+
+from ogreg_core.models.layers import DropPath, Mlp, attend, attention_weights
+from ogreg_core.models.protocol import BlockMaps
+
+__all__ = [
+    "VARIANTS",
+    "Block",
+    "MDConv",
+    "OGReG",
+    "OGReGConfig",
+    "SoDA",
+    "Stage",
+    "build_ogreg",
+    "frame_dissimilarity",
+    "modulated_conv",
+    "modulation",
+]
+
+
+# --- the two paths as pure functions of tensors
+# ----------------------------------------------------------------
+
+
+def frame_dissimilarity(y: Tensor) -> Tensor:
+    """One minus the cosine of each position's feature with the same position one frame later.
+
+    Args:
+        y: features ``[B, T, H, W, C]``.
+
+    Returns:
+        ``[B, T-1, H, W]`` in [0, 2]; 0 where two frames agree up to a positive factor.
+    """
+    return 1.0 - F.cosine_similarity(y[:, :-1], y[:, 1:], dim=-1)
+
+
+def modulation(dissimilarity: Tensor, sharpness: Tensor, offset: Tensor) -> Tensor:
+    """How far a block opens towards its temporal neighbours, per channel.
+
+    A sigmoid in the dissimilarity, shifted and rescaled so that it starts at exactly 0:
+    ``m = (sigmoid(a d + b) - sigmoid(b)) / (1 - sigmoid(b))``. For a > 0, m rises from 0 (two-
+    dimensional) towards 1 (three-dimensional).
+
+    Args:
+        dissimilarity: d, any shape ``[...]``.
+        sharpness: a, ``[C]``.
+        offset: b, ``[C]``.
+
+    Returns:
+        m, ``[..., C]``.
+    """
+    floor = torch.sigmoid(offset)
+    return (torch.sigmoid(dissimilarity.unsqueeze(-1) * sharpness + offset) - floor) / (1.0 - floor)
+
+
+def modulated_conv(y: Tensor, weight: Tensor, m: Tensor | None) -> Tensor:
+    """Depthwise 3x3x3 convolution whose temporal taps are scaled by ``m``; zero padding in space
+    and time.
+
+    ``out[t] = K0 * y[t] + m[t-1] . (K- * y[t-1]) + m[t] . (K+ * y[t+1])``
+
+    Args:
+        y: features ``[B, T, H, W, C]``.
+        weight: ``[C, 1, 3, 3, 3]``, as a depthwise ``conv3d`` holds it.
+        m: modulation between frames t and t+1, broadcastable to ``[B, T-1, H, W, C]``; None leaves
+            the temporal taps out, which is the two-dimensional convolution.
+
+    Returns:
+        ``[B, T, H, W, C]``.
+    """
+    batch, channels = y.shape[0], y.shape[-1]
+
+    def tap(frames: Tensor, index: int) -> Tensor:
+        # Channels-last memory read as NCHW: no copy, and the fast depthwise kernel on CPU and GPU.
+        images = rearrange(frames, "b t h w c -> (b t) c h w")
+        out = F.conv2d(images, weight[:, :, index], padding=1, groups=channels)
+        return rearrange(out, "(b t) c h w -> b t h w c", b=batch)
+
+    centre = tap(y, 1)
+    if m is None or y.shape[1] == 1:
+        return centre
+    from_before = F.pad(m * tap(y[:, :-1], 0), (0, 0, 0, 0, 0, 0, 1, 0))
+    from_after = F.pad(m * tap(y[:, 1:], 2), (0, 0, 0, 0, 0, 0, 0, 1))
+    return centre + from_before + from_after
+
+
+def _repeat_edge_frames(x: Tensor, before: int, after: int, dim: int) -> Tensor:
+    """Pad in time by repeating the first and last frame, so that a still clip stays still."""
+    parts = [x.narrow(dim, 0, 1)] * before + [x] + [x.narrow(dim, x.shape[dim] - 1, 1)] * after
+    return torch.cat(parts, dim) if len(parts) > 1 else x
+
+
+# --- configuration
+# ---------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage: width, number of blocks, attention heads, and the stride of its Glance."""
+
+    dim: int
+    depth: int
+    heads: int
+    stride: int
+
+
+@dataclass(frozen=True)
+class OGReGConfig:
+    """All choices of the architecture.
+
+    Args:
+        stages: from fine to coarse; each is half the spatial size of the one before.
+        stem: ``conv`` (overlapping convolutions; learns from scratch) or ``patch`` (Swin-compatible
+            patch embedding).
+        gaze: ``modulated`` as published; ``2d`` and ``3d`` fix the modulation to 0 and 1.
+        similarity: what the modulation listens to: the mean over the ``frame``, or each
+            ``position`` by itself.
+    """
+
+    stages: tuple[Stage, ...]
+    stem: Literal["conv", "patch"] = "conv"
+    gaze: Literal["modulated", "2d", "3d"] = "modulated"
+    similarity: Literal["frame", "position"] = "frame"
+
+
+def _swin_stages(width: int, depths: Sequence[int]) -> tuple[Stage, ...]:
+    heads = width // 32
+    return tuple(
+        Stage(dim=width << i, depth=depth, heads=heads << i, stride=8 >> i)
+        for i, depth in enumerate(depths)
+    )
+
+
+VARIANTS = {
+    "n": OGReGConfig(_swin_stages(32, (1, 1, 3, 1))),
+    "t": OGReGConfig(_swin_stages(96, (2, 2, 6, 2))),
+    "s": OGReGConfig(_swin_stages(96, (2, 2, 18, 2))),
+    "b": OGReGConfig(_swin_stages(128, (2, 2, 18, 2))),
+}
+
+
+# --- stems ----------------------------------------------------------------------------------------
+# -------------
+
+
+def _pad_input(clip: Tensor) -> Tensor:
+    """Make T even by repeating the last frame, H and W multiples of 4 by zeros at the bottom and
+    right.
+    """
+    _, _, frames, height, width = clip.shape
+    clip = F.pad(clip, (0, -width % 4, 0, -height % 4))
+    return _repeat_edge_frames(clip, 0, frames % 2, dim=2)
+
+
+class PatchStem(nn.Module):
+    """Non-overlapping 2x4x4 patches, as in Video-Swin: ``[B, 3, T, H, W] -> [B, T/2, H/4, W/4,
+    C]``.
+    """
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.proj = nn.Conv3d(3, dim, kernel_size=(2, 4, 4), stride=(2, 4, 4))
+        self.norm = nn.LayerNorm(dim)
+
+    def forward(self, clip: Tensor) -> Tensor:
+        return self.norm(rearrange(self.proj(_pad_input(clip)), "b c t h w -> b t h w c"))
+
+
+class ConvStem(nn.Module):
+    """Two overlapping convolutions onto the same grid: ``[B, 3, T, H, W] -> [B, T/2, H/4, W/4,
+    C]``.
+
+    3x3x3 with stride (2, 2, 2) to C/2, batch norm, GELU, then 1x3x3 with stride (1, 2, 2) to C.
+    """
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv3d(3, dim // 2, kernel_size=3, stride=2, padding=(0, 1, 1), bias=False)
+        self.bn1 = nn.BatchNorm3d(dim // 2)
+        self.conv2 = nn.Conv3d(
+            dim // 2, dim, kernel_size=(1, 3, 3), stride=(1, 2, 2), padding=(0, 1, 1)
+        )
+        self.norm = nn.LayerNorm(dim)
+
+    def forward(self, clip: Tensor) -> Tensor:
+        clip = _repeat_edge_frames(_pad_input(clip), 1, 0, dim=2)
+        x = self.conv2(F.gelu(self.bn1(self.conv1(clip))))
+        return self.norm(rearrange(x, "b c t h w -> b t h w c"))
+
+
+class PatchMerging(nn.Module):
+    """Halve H and W, double C: 2x2 neighbours side by side, LayerNorm, linear; odd sides padded
+    with zeros.
+    """
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(4 * dim)
+        self.reduction = nn.Linear(4 * dim, 2 * dim, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        height, width = x.shape[2:4]
+        x = F.pad(x, (0, 0, 0, width % 2, 0, height % 2))
+        # Column before row: the channel order of Swin's weights.
+        x = rearrange(x, "b t (h row) (w column) c -> b t h w (column row c)", row=2, column=2)
+        return self.reduction(self.norm(x))
+
+
+# --- the block
+# -------------------------------------------------------------------------------------------------
+
+
+class SoDA(nn.Module):
+    """Glance: Spatial-only Downsampling Attention.
+
+    Average pooling over ``stride`` x ``stride`` in space, never in time (partial windows at the
+    border average what they hold); a relative positional encoding by depthwise 3x3x3 convolution on
+    the coarse grid; self-attention over all T*h*w coarse tokens at once; bilinear interpolation
+    back. The output projection is shared with the Gaze and lives in :class:`Block`.
+
+    Args:
+        dim: channels C.
+        heads: attention heads.
+        stride: spatial stride of the pooling.
+        position: whether to add the positional encoding.
+    """
+
+    def __init__(self, dim: int, heads: int, stride: int, position: bool = True) -> None:
+        super().__init__()
+        self.heads = heads
+        self.stride = stride
+        self.position = nn.Conv3d(dim, dim, 3, padding=(0, 1, 1), groups=dim) if position else None
+        self.qkv = nn.Linear(dim, 3 * dim)
+
+    def coarse(self, y: Tensor) -> Tensor:
+        """Pooled tokens with their positional encoding: ``[B, T, H, W, C] -> [B, T, h, w, C]``."""
+        batch = y.shape[0]
+        if self.stride > 1:
+            images = rearrange(y, "b t h w c -> (b t) c h w")
+            images = F.avg_pool2d(images, self.stride, ceil_mode=True, count_include_pad=False)
+            y = rearrange(images, "(b t) c h w -> b t h w c", b=batch)
+        if self.position is not None:
+            volume = _repeat_edge_frames(rearrange(y, "b t h w c -> b c t h w"), 1, 1, dim=2)
+            y = y + rearrange(self.position(volume), "b c t h w -> b t h w c")
+        return y
+
+    def forward(self, y: Tensor) -> Tensor:
+        batch, frames, height, width, _ = y.shape
+        coarse = self.coarse(y)
+        rows = coarse.shape[2]
+        out = attend(self.qkv(rearrange(coarse, "b t h w c -> b (t h w) c")), self.heads)
+        if self.stride == 1:
+            return rearrange(out, "b (t h w) c -> b t h w c", t=frames, h=rows)
+        images = rearrange(out, "b (t h w) c -> (b t) c h w", t=frames, h=rows)
+        images = F.interpolate(images, scale_factor=float(self.stride), mode="bilinear")
+        return rearrange(images[:, :, :height, :width], "(b t) c h w -> b t h w c", b=batch)
+
+    def attention(self, y: Tensor) -> Tensor:
+        """Share of attention that each coarse token receives, mean over queries and heads: ``[B, T,
+        h, w]``.
+        """
+        coarse = self.coarse(y)
+        weights = attention_weights(
+            self.qkv(rearrange(coarse, "b t h w c -> b (t h w) c")), self.heads
+        )
+        received = reduce(weights, "b heads query key -> b key", "mean")
+        return rearrange(received, "b (t h w) -> b t h w", t=coarse.shape[1], h=coarse.shape[2])
+
+
+class MDConv(nn.Module):
+    """Gaze: Modulated 2D/3D Convolution.
+
+    A depthwise 3x3x3 convolution whose temporal taps open with the dissimilarity of neighbouring
+    frames (:func:`frame_dissimilarity`, :func:`modulation`, :func:`modulated_conv`).
+
+    Args:
+        dim: channels C.
+        gaze, similarity: see :class:`OGReGConfig`.
+    """
+
+    def __init__(self, dim: int, gaze: str = "modulated", similarity: str = "frame") -> None:
+        super().__init__()
+        self.gaze = gaze
+        self.similarity = similarity
+        self.weight = nn.Parameter(torch.empty(dim, 1, 3, 3, 3))
+        self.bias = nn.Parameter(torch.zeros(dim))
+        if gaze == "modulated":
+            self.sharpness = nn.Parameter(torch.full((dim,), INITIAL_SHARPNESS))
+            self.offset = nn.Parameter(torch.full((dim,), INITIAL_OFFSET))
+
+    def modulation(self, dissimilarity: Tensor) -> Tensor:
+        """m for a dissimilarity map ``[B, T-1, H, W]``: ``[B, T-1, 1, 1, C]`` or ``[B, T-1, H, W,
+        C]``.
+        """
+        if self.gaze == "3d":
+            return dissimilarity.new_ones(1)
+        if self.similarity == "frame":
+            dissimilarity = dissimilarity.mean(dim=(2, 3), keepdim=True)
+        return modulation(dissimilarity, self.sharpness, self.offset)
+
+    def forward(self, y: Tensor) -> Tensor:
+        if self.gaze == "2d" or y.shape[1] == 1:
+            m = None
+        elif self.gaze == "3d":
+            m = y.new_ones(1)
+        else:
+            m = self.modulation(frame_dissimilarity(y))
+        return modulated_conv(y, self.weight, m) + self.bias
+
+
+# Features change little from frame to frame (measured at initialisation: frame means of 0.02 to 0.3
+# on the demo motions), so the sigmoid must be steep to answer within that range: m is 0.2 at d =
+# 0.05 and 0.9 at d = 0.2.
+INITIAL_SHARPNESS = 20.0
+INITIAL_OFFSET = -2.0
+
+
+class Block(nn.Module):
+    """Pre-norm block: ``x + Proj(Glance(y) + Gaze(y))`` with ``y = LN(x)``, then ``x +
+    MLP(LN(x))``.
+    """
+
+    def __init__(self, stage: Stage, config: OGReGConfig, drop_path: float) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(stage.dim)
+        self.glance = SoDA(stage.dim, stage.heads, stage.stride)
+        self.gaze = MDConv(stage.dim, config.gaze, config.similarity)
+        self.proj = nn.Linear(stage.dim, stage.dim)
+        self.drop_path = DropPath(drop_path)
+        self.norm2 = nn.LayerNorm(stage.dim)
+        self.mlp = Mlp(stage.dim, 4 * stage.dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.norm1(x)
+        x = x + self.drop_path(self.proj(self.glance(y) + self.gaze(y)))
+        return x + self.drop_path(self.mlp(self.norm2(x)))
+
+
+# --- the model
+# -------------------------------------------------------------------------------------------------
+
+
+class OGReG(nn.Module):
+    """OG-ReG Transformer: ``[B, 3, T, H, W]`` float, normalised, any T >= 1 and H, W >= 32, to
+    logits ``[B, classes]``.
+
+    Args:
+        config: architecture.
+        num_classes: size of the head.
+        drop_path: stochastic depth of the last block; it grows linearly from 0 at the first.
+        dropout: before the head's linear layer.
+    """
+
+    def __init__(
+        self, config: OGReGConfig, num_classes: int, drop_path: float = 0.0, dropout: float = 0.0
+    ) -> None:
+        super().__init__()
+        self.config = config
+        self.num_classes = num_classes
+        dims = [stage.dim for stage in config.stages]
+        self.stem = ConvStem(dims[0]) if config.stem == "conv" else PatchStem(dims[0])
+        rates = iter(
+            torch.linspace(0, drop_path, sum(stage.depth for stage in config.stages)).tolist()
+        )
+        self.stages = nn.ModuleList(
+            nn.Sequential(*(Block(stage, config, next(rates)) for _ in range(stage.depth)))
+            for stage in config.stages
+        )
+        self.merges = nn.ModuleList(PatchMerging(dim) for dim in dims[:-1])
+        self.norm = nn.LayerNorm(dims[-1])
+        self.dropout = nn.Dropout(dropout)
+        self.head = nn.Linear(dims[-1], num_classes)
+        self.apply(_init_weights)
+
+    def forward_stages(self, clip: Tensor) -> list[Tensor]:
+        """Features after each stage, ``[B, T/2, H/4, W/4, C]`` halving in space."""
+        x = self.stem(clip)
+        features = []
+        for index, stage in enumerate(self.stages):
+            if index:
+                x = self.merges[index - 1](x)
+            x = stage(x)
+            features.append(x)
+        return features
+
+    def forward(self, clip: Tensor) -> Tensor:
+        x = self.norm(self.forward_stages(clip)[-1])
+        return self.head(self.dropout(reduce(x, "b t h w c -> b c", "mean")))
+
+    def blocks(self) -> dict[str, Block]:
+        """All blocks in order, by a short name such as ``stage3.block2``."""
+        return {
+            f"stage{s}.block{b}": block
+            for s, stage in enumerate(self.stages, 1)
+            for b, block in enumerate(stage, 1)
+        }
+
+    @torch.no_grad()
+    def forward_with_maps(self, clip: Tensor) -> tuple[Tensor, dict[str, BlockMaps]]:
+        """Logits and, per block, what Glance and Gaze look at; the normal path is left untouched.
+
+        The Gaze map of a block is its frame dissimilarity per position, its temporal profile d[t]
+        and m[t].
+        """
+        inputs: dict[str, Tensor] = {}
+        blocks = self.blocks()
+        hooks = [
+            block.gaze.register_forward_pre_hook(
+                lambda _module, args, name=name: inputs.__setitem__(name, args[0])
+            )
+            for name, block in blocks.items()
+        ]
+        try:
+            logits = self(clip)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        return logits, {name: _block_maps(blocks[name], y) for name, y in inputs.items()}
+
+    def no_weight_decay(self) -> set[str]:
+        """Names of parameters that must not decay: norms, biases, and MDConv's sharpness and
+        offset.
+        """
+        return {name for name, parameter in self.named_parameters() if parameter.ndim <= 1}
+
+
+def _block_maps(block: Block, y: Tensor) -> BlockMaps:
+    dissimilarity = frame_dissimilarity(y)
+    if block.gaze.gaze == "2d":
+        m = torch.zeros_like(dissimilarity[..., 0, 0])
+    else:
+        m = (
+            block.gaze.modulation(dissimilarity).mean(dim=(2, 3, 4))
+            if block.gaze.gaze == "modulated"
+            else None
+        )
+        m = torch.ones_like(dissimilarity[..., 0, 0]) if m is None else m
+    return BlockMaps(
+        gaze=dissimilarity,
+        glance=block.glance.attention(y),
+        profiles={"d": dissimilarity.mean(dim=(2, 3)), "m": m},
+    )
+
+
+def _init_weights(module: nn.Module) -> None:
+    if isinstance(module, nn.Linear):
+        nn.init.trunc_normal_(module.weight, std=0.02)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+    elif isinstance(module, MDConv):
+        nn.init.normal_(module.weight, std=math.sqrt(2.0 / 27.0))
+    elif isinstance(module, SoDA) and module.position is not None:
+        # Starts small: at first the coarse tokens are what they are, wherever they lie.
+        nn.init.trunc_normal_(module.position.weight, std=0.02)
+        nn.init.zeros_(module.position.bias)
+
+
+# --- factory --------------------------------------------------------------------------------------
+# -------------
+
+
+def build_ogreg(
+    variant: str,
+    num_classes: int,
+    *,
+    drop_path: float = 0.0,
+    dropout: float = 0.0,
+    strides: Sequence[int] | None = None,
+    **choices: Any,
+) -> OGReG:
+    """Build a named size.
+
+    Args:
+        variant: ``n``, ``t``, ``s`` or ``b``.
+        num_classes: size of the head.
+        drop_path, dropout: see :class:`OGReG`.
+        strides: Glance strides per stage instead of (8, 4, 2, 1), for inputs smaller than 224.
+        choices: ``stem``, ``gaze``, ``similarity``, see :class:`OGReGConfig`.
+    """
+    config = replace(VARIANTS[variant], **choices)
+    if strides is not None:
+        pairs = zip(config.stages, strides, strict=True)
+        config = replace(
+            config, stages=tuple(replace(stage, stride=stride) for stage, stride in pairs)
+        )
+    return OGReG(config, num_classes, drop_path, dropout)
+
+
+CHOICES = frozenset(f.name for f in fields(OGReGConfig)) - {"stages"}

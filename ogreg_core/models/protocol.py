@@ -1,0 +1,48 @@
+"""What every model of the registry answers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Protocol, runtime_checkable
+
+from torch import Tensor
+
+__all__ = ["BlockMaps", "VideoModel"]
+
+
+@dataclass(frozen=True)
+class BlockMaps:
+    """What one block looks at; coordinates are the block's own token grid.
+
+    Args:
+        gaze: fine map between neighbouring token frames, ``[B, T-1, H, W]``.
+        glance: coarse attention received per token, ``[B, T, h, w]``, sums to 1 over T, h, w.
+        profiles: named curves over time, each ``[B, T-1]``.
+    """
+
+    gaze: Tensor
+    glance: Tensor
+    profiles: dict[str, Tensor] = field(default_factory=dict)
+
+
+@runtime_checkable
+class VideoModel(Protocol):
+    """The one protocol; contract tests run it over the whole registry."""
+
+    num_classes: int
+
+    def __call__(self, clip: Tensor) -> Tensor:
+        """Normalised clip ``[B, 3, T, H, W]`` to logits ``[B, num_classes]``."""
+        ...
+
+    def forward_stages(self, clip: Tensor) -> list[Tensor]:
+        """Features after each stage, channels last."""
+        ...
+
+    def forward_with_maps(self, clip: Tensor) -> tuple[Tensor, dict[str, BlockMaps]]:
+        """Logits, and the maps of each block by name."""
+        ...
+
+    def no_weight_decay(self) -> set[str]:
+        """Names of parameters that weight decay must leave alone."""
+        ...

@@ -1,0 +1,150 @@
+"""Cost of a model: parameters, multiply-adds, latency, throughput, peak memory.
+
+One multiply-add counts once, as in the field's tables ("GFLOPs" there). fvcore counts operators in
+a trace; its count of fused attention is zero, so a handler is added here and checked by a test
+against the unfused formula.
+"""
+
+from __future__ import annotations
+
+import math
+import resource
+import statistics
+import sys
+import time
+import warnings
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+__all__ = [
+    "FlopReport",
+    "Timing",
+    "count_multiply_adds",
+    "count_parameters",
+    "measure",
+    "peak_memory_mb",
+]
+
+# Operators that move, compare or combine elements without multiplying them in a matrix product or
+# convolution. fvcore's convention leaves them out; listing them keeps the list of uncounted
+# operators meaningful.
+_ELEMENTWISE_NAMES = """
+    add add_ avg_pool2d clamp_min cosine_similarity div div_ exp expand_as fill_ gelu
+    linalg_vector_norm mean mul mul_ ne neg pad pow repeat rsub sigmoid softmax sqrt sub sum
+"""
+_ELEMENTWISE = frozenset(f"aten::{name}" for name in _ELEMENTWISE_NAMES.split())
+
+
+@dataclass(frozen=True)
+class FlopReport:
+    """Multiply-adds of one forward pass.
+
+    Args:
+        total: of everything counted.
+        by_operator: per operator kind.
+        by_module: per top-level module.
+        attention_share: share of ``total`` inside fused attention, 0..1.
+        uncounted: operators without a counter that are not plain element-wise work, with their
+            number of calls.
+    """
+
+    total: int
+    by_operator: dict[str, int]
+    by_module: dict[str, int]
+    attention_share: float
+    uncounted: dict[str, int]
+
+
+def count_parameters(model: nn.Module) -> int:
+    """All parameters, trainable or not."""
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def _attention_multiply_adds(inputs: list[Any], _outputs: list[Any]) -> Counter[str]:
+    """Query times keys and weights times values of ``F.scaled_dot_product_attention``."""
+    query, key, value = (inputs[i].type().sizes() for i in range(3))
+    scores = math.prod(query) * key[-2]
+    mixed = math.prod(query[:-1]) * key[-2] * value[-1]
+    return Counter({"attention": scores + mixed})
+
+
+def count_multiply_adds(model: nn.Module, clip: Tensor) -> FlopReport:
+    """Count with fvcore, fused attention included.
+
+    Args:
+        model: left in the mode it was in.
+        clip: one input batch, ``[B, 3, T, H, W]``.
+    """
+    with warnings.catch_warnings():
+        # fvcore traces with torch.jit, which newer versions of torch announce as deprecated at
+        # import and use.
+        warnings.simplefilter("ignore")
+        from fvcore.nn import FlopCountAnalysis
+
+        was_training = model.training
+        model.eval()
+        analysis = FlopCountAnalysis(model, clip)
+        analysis.set_op_handle("aten::scaled_dot_product_attention", _attention_multiply_adds)
+        analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False).tracer_warnings(
+            "none"
+        )
+        total = int(analysis.total())
+        operators = {name: int(count) for name, count in analysis.by_operator().items()}
+        modules = {
+            name: int(count)
+            for name, count in analysis.by_module().items()
+            if name and "." not in name and count
+        }
+        unsupported = dict(analysis.unsupported_ops())
+        model.train(was_training)
+    return FlopReport(
+        total=total,
+        by_operator=operators,
+        by_module=modules,
+        attention_share=operators.get("attention", 0) / total if total else 0.0,
+        uncounted={name: calls for name, calls in unsupported.items() if name not in _ELEMENTWISE},
+    )
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Wall times of repeated calls, in milliseconds, after warm-up."""
+
+    median_ms: float
+    p90_ms: float
+    repeats: int
+    warmup: int
+
+
+def measure(
+    function: Callable[[], Any], device: torch.device, repeats: int = 10, warmup: int = 2
+) -> Timing:
+    """Time ``function``; on CUDA each call is waited for."""
+    times = []
+    for number in range(warmup + repeats):
+        started = time.perf_counter()
+        function()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        if number >= warmup:
+            times.append(1000 * (time.perf_counter() - started))
+    times.sort()
+    return Timing(
+        median_ms=statistics.median(times),
+        p90_ms=times[min(math.ceil(0.9 * len(times)), len(times)) - 1],
+        repeats=repeats,
+        warmup=warmup,
+    )
+
+
+def peak_memory_mb(device: torch.device) -> float:
+    """Peak megabytes so far: allocated on the GPU, or resident in this process on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / 2**20 if sys.platform == "darwin" else peak / 2**10

@@ -1,0 +1,241 @@
+"""The training loop."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+from torch.utils.data import DataLoader
+
+from ogreg_core.data.loader import EpochSampler
+from ogreg_core.data.transforms import to_input
+from ogreg_core.errors import Interrupted, WorkFailed
+from ogreg_core.evaluation import Metrics, autocast
+from ogreg_core.progress import Progress, ProgressCallback
+from ogreg_core.runs import RunFolder
+from ogreg_core.training.signals import StopRequest
+from ogreg_core.training.state import Position, load_state, restore_random_states, save_state
+
+__all__ = ["TrainSettings", "Trainer"]
+
+log = logging.getLogger("ogreg.train")
+
+
+@dataclass(frozen=True)
+class TrainSettings:
+    """Plain arguments of the loop; see the recipe's ``[train]`` and ``[eval]`` tables for their
+    meaning.
+    """
+
+    epochs: int
+    batch_size: int
+    clip_grad: float
+    label_smoothing: float
+    mixup: float
+    precision: str
+    eval_every: int
+    mean: Sequence[float]
+    std: Sequence[float]
+
+
+class Trainer:
+    """Trains one model and keeps the run folder's metrics and checkpoints.
+
+    Args:
+        model: on its device.
+        optimizer, schedule: of the model; the schedule steps once per batch.
+        loader, sampler: training batches and their order.
+        settings: plain arguments.
+        run: where everything is written.
+        validate: gives metrics of the validation split.
+        save_model: writes a checkpoint file from the finished epochs and their metrics.
+        on_progress: receives a ``Progress`` per step.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: Optimizer,
+        schedule: LambdaLR,
+        loader: DataLoader[Any],
+        sampler: EpochSampler,
+        settings: TrainSettings,
+        run: RunFolder,
+        validate: Callable[[], Metrics],
+        save_model: Callable[[Any, int, dict[str, float]], None],
+        on_progress: ProgressCallback,
+    ) -> None:
+        self.model = model
+        self.optimizer = optimizer
+        self.schedule = schedule
+        self.loader = loader
+        self.sampler = sampler
+        self.settings = settings
+        self.run = run
+        self.validate = validate
+        self.save_model = save_model
+        self.on_progress = on_progress
+        self.device = next(model.parameters()).device
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=settings.precision == "fp16")
+        self.position = Position()
+        self.metrics: Metrics | None = None
+
+    def fit(self) -> Position:
+        """Train from the current position to the last epoch.
+
+        Raises:
+            Interrupted: a signal asked to stop; the state was saved.
+            WorkFailed: the loss is not finite; names the videos of the batch.
+        """
+        with StopRequest() as stop:
+            while self.position.epoch < self.settings.epochs:
+                self._train_epoch(stop)
+                self._finish_epoch()
+                self._stop_if_asked(stop)
+        return self.position
+
+    def _train_epoch(self, stop: StopRequest) -> None:
+        position = self.position
+        self.model.train()
+        self.sampler.set_position(position.epoch, position.batch * self.settings.batch_size)
+        total = position.batch + len(self.loader)
+        started = before = time.perf_counter()
+        waited, clips = 0.0, 0
+        for batch, labels, indices in self.loader:
+            waited += time.perf_counter() - before
+            loss, correct = self._step(batch, labels, indices)
+            position.batch += 1
+            position.step += 1
+            clips += len(labels)
+            elapsed = time.perf_counter() - started
+            record = {
+                "kind": "train",
+                "epoch": position.epoch + 1,
+                "step": position.step,
+                "loss": loss,
+                "top1_batch": 100.0 * correct / len(labels),
+                "lr": self.schedule.get_last_lr()[0],
+                "clips_per_s": clips / elapsed,
+                "data_wait_pct": 100.0 * waited / elapsed,
+            }
+            self.run.append_metrics(record)
+            shown = {key: record[key] for key in ("loss", "lr", "clips_per_s", "data_wait_pct")}
+            task = f"epoch {position.epoch + 1}/{self.settings.epochs}"
+            self.on_progress(Progress(task, position.batch, total, shown))
+            if stop.number and position.batch < total:
+                position.seconds += elapsed
+                self._stop_if_asked(stop)
+            before = time.perf_counter()
+        position.seconds += time.perf_counter() - started
+
+    def _step(self, batch: Tensor, labels: Tensor, indices: Tensor) -> tuple[float, int]:
+        settings = self.settings
+        clips = to_input(batch.to(self.device, non_blocking=True), settings.mean, settings.std)
+        labels = labels.to(self.device, non_blocking=True)
+        clips, targets = mix(clips, labels, self.model.num_classes, settings.mixup)  # type: ignore[arg-type]
+        with autocast(self.device, settings.precision):
+            logits = self.model(clips)
+        loss = F.cross_entropy(logits.float(), targets, label_smoothing=settings.label_smoothing)
+        value = loss.item()
+        if not math.isfinite(value):
+            self._fail_on_loss(value, indices)
+        self.optimizer.zero_grad(set_to_none=True)
+        self.scaler.scale(loss).backward()
+        if settings.clip_grad:
+            self.scaler.unscale_(self.optimizer)
+            nn.utils.clip_grad_norm_(self.model.parameters(), settings.clip_grad)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.schedule.step()
+        return value, int((logits.argmax(dim=1) == labels).sum())
+
+    def _fail_on_loss(self, value: float, indices: Tensor) -> None:
+        rows = self.loader.dataset.manifest.rows  # type: ignore[attr-defined]
+        names = ", ".join(rows[int(i)].path for i in indices)
+        raise WorkFailed(
+            f"the training loss became {value}",
+            where=f"epoch {self.position.epoch + 1}, batch of {names}",
+            fix="lower train.lr, or set train.clip_grad=1.0",
+        )
+
+    def _finish_epoch(self) -> None:
+        position = self.position
+        position.epoch += 1
+        position.batch = 0
+        last = position.epoch == self.settings.epochs
+        figures: dict[str, float] = {}
+        if last or position.epoch % self.settings.eval_every == 0:
+            self.metrics = self.validate()
+            figures = self.metrics.figures()
+            record = {"kind": "val", "epoch": position.epoch, "step": position.step, **figures}
+            self.run.append_metrics(record)
+            log.info("epoch %d: %s", position.epoch, figures)
+            if self.metrics.top1 > position.best_top1:
+                position.best_top1, position.best_epoch = self.metrics.top1, position.epoch
+                self.save_model(self.run.best, position.epoch, figures)
+        self.save_model(self.run.last, position.epoch, figures)
+        self.save()
+        self.on_progress(Progress("epochs", position.epoch, self.settings.epochs, figures))
+
+    def _stop_if_asked(self, stop: StopRequest) -> None:
+        if stop.number:
+            self.save()
+            raise Interrupted(
+                f"stopped at step {self.position.step}, state saved",
+                signal_number=stop.number,
+                fix=f"ogreg train --resume {self.run.path}",
+            )
+
+    def save(self) -> None:
+        """Write the state for resuming."""
+        parts = {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "schedule": self.schedule.state_dict(),
+            "scaler": self.scaler.state_dict(),
+        }
+        save_state(self.run.state, self.position, parts)
+
+    def resume(self) -> None:
+        """Continue from the run folder's state file.
+
+        Raises:
+            CheckpointError: none there, or unreadable.
+        """
+        self.position, parts = load_state(self.run.state)
+        self.model.load_state_dict(parts["model"])
+        self.optimizer.load_state_dict(parts["optimizer"])
+        self.schedule.load_state_dict(parts["schedule"])
+        self.scaler.load_state_dict(parts["scaler"])
+        restore_random_states(parts["random"])
+        self.run.drop_metrics_after(self.position.step)
+
+
+def mix(clips: Tensor, labels: Tensor, num_classes: int, alpha: float) -> tuple[Tensor, Tensor]:
+    """Mixup (Zhang et al. 2018): each clip with its mirror in the batch, one share per batch.
+
+    Args:
+        clips: ``[B, ...]`` float.
+        labels: ``[B]``.
+        num_classes: size of the head.
+        alpha: of the Beta distribution; 0 leaves everything as it is.
+
+    Returns:
+        Clips and class probabilities ``[B, num_classes]``; the plain labels if alpha is 0.
+    """
+    if alpha == 0:
+        return clips, labels
+    share = float(torch.distributions.Beta(alpha, alpha).sample())
+    targets = F.one_hot(labels, num_classes).to(clips.dtype)
+    return share * clips + (1 - share) * clips.flip(0), share * targets + (
+        1 - share
+    ) * targets.flip(0)
