@@ -177,7 +177,7 @@ class Reporter:
             return
         if self._bars is not None:
             self._draw(event, figures)
-        elif time.monotonic() - self._last_line >= _LINE_EVERY_SECONDS:
+        elif event.done < event.total and time.monotonic() - self._last_line >= _LINE_EVERY_SECONDS:
             self._line(f"{event.task}  {event.done}/{event.total}  {figures}  {self._eta(event)}")
         if event.done >= event.total:
             self._started.pop(event.task, None)

@@ -153,6 +153,9 @@ def _scaled(maps: np.ndarray) -> np.ndarray:
     """To 0..1 over the whole clip; the top percent saturates; a flat map stays at 0."""
     low, high = float(np.min(maps)), float(np.percentile(maps, 99))
     if high - low < _STILL:
+        # Less than a percent stands out at all, or nothing.
+        high = float(np.max(maps))
+    if high - low < _STILL:
         return np.zeros_like(maps)
     return np.clip((maps - low) / (high - low), 0.0, 1.0)
 

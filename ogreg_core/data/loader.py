@@ -187,6 +187,8 @@ def _loader(
         batch_size=batch_size,
         num_workers=workers,
         worker_init_fn=_quiet_worker,
+        # Without one of its own, each pass would draw from the global generator and break resuming.
+        generator=torch.Generator(),
         persistent_workers=workers > 0,
         pin_memory=torch.cuda.is_available(),
         **options,

@@ -155,7 +155,7 @@ class OGReGConfig:
     stages: tuple[Stage, ...]
     stem: Literal["conv", "patch"] = "conv"
     gaze: Literal["modulated", "2d", "3d"] = "modulated"
-    similarity: Literal["frame", "position"] = "frame"
+    similarity: Literal["frame", "position"] = "position"
 
 
 def _swin_stages(width: int, depths: Sequence[int]) -> tuple[Stage, ...]:
@@ -313,7 +313,7 @@ class MDConv(nn.Module):
         gaze, similarity: see :class:`OGReGConfig`.
     """
 
-    def __init__(self, dim: int, gaze: str = "modulated", similarity: str = "frame") -> None:
+    def __init__(self, dim: int, gaze: str = "modulated", similarity: str = "position") -> None:
         super().__init__()
         self.gaze = gaze
         self.similarity = similarity
@@ -346,7 +346,7 @@ class MDConv(nn.Module):
 # Features change little from frame to frame (measured at initialisation: frame means of 0.02 to 0.3
 # on the demo motions), so the sigmoid must be steep to answer within that range: m is 0.2 at d =
 # 0.05 and 0.9 at d = 0.2.
-INITIAL_SHARPNESS = 20.0
+INITIAL_SHARPNESS = 30.0
 INITIAL_OFFSET = -2.0
 
 

@@ -7,7 +7,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -24,6 +24,9 @@ from ogreg_core.progress import Progress, ProgressCallback
 from ogreg_core.runs import RunFolder
 from ogreg_core.training.signals import StopRequest
 from ogreg_core.training.state import Position, load_state, restore_random_states, save_state
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
 
 __all__ = ["TrainSettings", "Trainer"]
 
@@ -88,6 +91,7 @@ class Trainer:
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=settings.precision == "fp16")
         self.position = Position()
         self.metrics: Metrics | None = None
+        self.epoch_loss = math.nan
 
     def fit(self) -> Position:
         """Train from the current position to the last epoch.
@@ -96,10 +100,15 @@ class Trainer:
             Interrupted: a signal asked to stop; the state was saved.
             WorkFailed: the loss is not finite; names the videos of the batch.
         """
-        with StopRequest() as stop:
+        from torch.utils.tensorboard import SummaryWriter
+
+        folder = str(self.run.path / "tensorboard")
+        # Curves beyond the position belong to epochs that are about to be repeated.
+        purge = self.position.epoch + 1 if self.position.epoch else None
+        with StopRequest() as stop, SummaryWriter(folder, purge_step=purge) as board:
             while self.position.epoch < self.settings.epochs:
                 self._train_epoch(stop)
-                self._finish_epoch()
+                self._finish_epoch(board)
                 self._stop_if_asked(stop)
         return self.position
 
@@ -109,13 +118,14 @@ class Trainer:
         self.sampler.set_position(position.epoch, position.batch * self.settings.batch_size)
         total = position.batch + len(self.loader)
         started = before = time.perf_counter()
-        waited, clips = 0.0, 0
+        waited, clips, loss_sum = 0.0, 0, 0.0
         for batch, labels, indices in self.loader:
             waited += time.perf_counter() - before
             loss, correct = self._step(batch, labels, indices)
             position.batch += 1
             position.step += 1
             clips += len(labels)
+            loss_sum += loss * len(labels)
             elapsed = time.perf_counter() - started
             record = {
                 "kind": "train",
@@ -136,6 +146,7 @@ class Trainer:
                 self._stop_if_asked(stop)
             before = time.perf_counter()
         position.seconds += time.perf_counter() - started
+        self.epoch_loss = loss_sum / clips
 
     def _step(self, batch: Tensor, labels: Tensor, indices: Tensor) -> tuple[float, int]:
         settings = self.settings
@@ -167,7 +178,7 @@ class Trainer:
             fix="lower train.lr, or set train.clip_grad=1.0",
         )
 
-    def _finish_epoch(self) -> None:
+    def _finish_epoch(self, board: SummaryWriter) -> None:
         position = self.position
         position.epoch += 1
         position.batch = 0
@@ -182,9 +193,19 @@ class Trainer:
             if self.metrics.top1 > position.best_top1:
                 position.best_top1, position.best_epoch = self.metrics.top1, position.epoch
                 self.save_model(self.run.best, position.epoch, figures)
+        self._write_tensorboard(board, figures)
         self.save_model(self.run.last, position.epoch, figures)
         self.save()
-        self.on_progress(Progress("epochs", position.epoch, self.settings.epochs, figures))
+        shown = {"train_loss": self.epoch_loss, **figures}
+        self.on_progress(Progress("epochs", position.epoch, self.settings.epochs, shown))
+
+    def _write_tensorboard(self, board: SummaryWriter, figures: dict[str, float]) -> None:
+        epoch = self.position.epoch
+        board.add_scalar("train/loss", self.epoch_loss, epoch)
+        board.add_scalar("train/lr", self.schedule.get_last_lr()[0], epoch)
+        for name, value in figures.items():
+            board.add_scalar(f"val/{name}", value, epoch)
+        board.flush()
 
     def _stop_if_asked(self, stop: StopRequest) -> None:
         if stop.number:

@@ -131,14 +131,17 @@ def _index_container(path: str, container: av.container.InputContainer) -> Packe
     name = container.format.name
     timed = all(row[0] is not None for row in rows) and len({row[0] for row in rows}) == len(rows)
     sequential = not timed or name in _SEQUENTIAL_CONTAINERS
-    shown = [row for row in rows if not row[3]]
     # Decoding starts at key frames; a discarded one (before an edit list's start) still serves.
-    keys = [
-        (pts, min(pts, dts if dts is not None else pts))
+    keys = sorted(
+        (pts, pts if dts is None else min(pts, dts))
         for pts, dts, key, _ in rows
-        if key and timed
-    ]
-    keys.sort()
+        if key and timed and pts is not None
+    )
+    # What is presented before the first key frame (a cut in mid-stream) cannot be decoded.
+    first = keys[0][0] if keys else 0
+    shown = [row for row in rows if not row[3] and (not timed or (row[0] or 0) >= first)]
+    if not shown:
+        raise VideoError(f"{path} holds no frame that can be decoded", code="truncated")
     return PacketIndex(
         path=path,
         container=name,
@@ -154,7 +157,8 @@ def _index_container(path: str, container: av.container.InputContainer) -> Packe
         average_rate=float(stream.average_rate or 0),
         stated_seconds=(container.duration or 0) / av.time_base,
         stated_frames=stream.frames,
-        distrust=_why_not_decord(name, codec, rows, discarded, timed),
+        distrust=_why_not_decord(name, codec, rows, discarded, timed)
+        or ("frames before the first key frame" if len(shown) + discarded < len(rows) else ""),
     )
 
 

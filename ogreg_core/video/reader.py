@@ -143,7 +143,16 @@ def probe(path: str | Path) -> VideoInfo:
     reader = VideoReader(path)
     index = reader.index
     _check_complete(index)
-    sample = reader.frames_at(sorted({0, index.frames // 2, index.frames - 1}))
+    reason = index.distrust
+    wanted = sorted({0, index.frames // 2, index.frames - 1})
+    try:
+        sample = reader.frames_at(wanted)
+    except VideoError:
+        if reader.decoder == "pyav":
+            raise
+        # Some healthy files are beyond decord (odd widths with rotation); a damaged one fails here too.
+        reader, reason = VideoReader(path, "pyav"), "decord fails on a frame"
+        sample = reader.frames_at(wanted)
     height, width = sample.shape[1:3]
     seconds = index.seconds
     steps = np.diff(seconds)
@@ -164,7 +173,7 @@ def probe(path: str | Path) -> VideoInfo:
         container=index.container,
         variable_rate=variable,
         decoder=reader.decoder,
-        reason=index.distrust,
+        reason=reason,
     )
 
 

@@ -1,0 +1,94 @@
+"""Shared fixtures: every video that a test needs is made here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+import torch
+
+from ogreg_core.datasets.demo import prepare_demo
+from ogreg_core.progress import ignore_progress
+
+
+@pytest.fixture(autouse=True)
+def _own_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tests neither see nor change the user's remembered data sets, checkpoints or thread count."""
+    monkeypatch.setenv("OGREG_HOME", str(tmp_path / "ogreg-home"))
+    monkeypatch.delenv("OGREG_CHECKPOINT", raising=False)
+    monkeypatch.delenv("OGREG_DEBUG", raising=False)
+    torch.manual_seed(0)
+
+
+def moving_frames(frames: int, height: int, width: int, seed: int = 0) -> np.ndarray:
+    """Smooth gradients that drift, with the frame number readable from the mean grey: ``[T, H, W, 3]``."""
+    rng = np.random.default_rng(seed)
+    y, x = np.mgrid[0:height, 0:width]
+    phase = rng.uniform(0, 6.28)
+    clip = np.empty((frames, height, width, 3), np.uint8)
+    for t in range(frames):
+        wave = 40 * np.sin(2 * np.pi * (x / width + t / 12) + phase) + 20 * np.cos(y / height * 6)
+        level = 60 + 120 * t / max(frames - 1, 1)
+        clip[t] = np.clip(np.stack([level + wave, level - wave, level + 0 * wave], -1), 0, 255)
+    return clip
+
+
+WriteVideo = Callable[..., Path]
+
+
+@pytest.fixture
+def encode(tmp_path: Path) -> WriteVideo:
+    """Encode frames with any codec and container, optionally with given timestamps in milliseconds."""
+
+    def write(
+        name: str,
+        frames: np.ndarray,
+        codec: str = "libx264",
+        fps: int = 25,
+        pts_ms: list[int] | None = None,
+        options: dict[str, str] | None = None,
+        pix_fmt: str = "yuv420p",
+        gop: int = 12,
+        format: str | None = None,
+    ) -> Path:
+        path = tmp_path / name
+        with av.open(str(path), "w", format=format) as container:
+            stream = container.add_stream(codec, rate=fps)
+            stream.height, stream.width = frames.shape[1:3]
+            stream.pix_fmt = pix_fmt
+            stream.options = options or {}
+            stream.gop_size = gop
+            if pts_ms is not None:
+                stream.codec_context.time_base = Fraction(1, 1000)
+            for number, pixels in enumerate(frames):
+                frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
+                if pts_ms is not None:
+                    frame.time_base = Fraction(1, 1000)
+                    frame.pts = pts_ms[number]
+                container.mux(stream.encode(frame))
+            container.mux(stream.encode(None))
+        return path
+
+    return write
+
+
+def decode_all(path: Path) -> np.ndarray:
+    """Reference: every frame in order by a plain PyAV loop, ``[T, H, W, 3]``."""
+    with av.open(str(path)) as container:
+        return np.stack([f.to_ndarray(format="rgb24") for f in container.decode(video=0)])
+
+
+@pytest.fixture(scope="session")
+def demo_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small demo data set: 3 training and 2 validation clips per class."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OGREG_HOME", str(tmp_path_factory.mktemp("home")))
+        root = tmp_path_factory.mktemp("demo")
+        prepare_demo(
+            root, train_per_class=3, val_per_class=2, workers=2, on_progress=ignore_progress
+        )
+    return root

@@ -1,0 +1,163 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+import tomllib
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ogreg_core.errors import UsageError
+from ogreg_core.recipe import Recipe, builtin_recipes, load_recipe
+
+
+def problems(*overrides, recipe="demo") -> str:
+    with pytest.raises(UsageError) as caught:
+        load_recipe(recipe, overrides)
+    return caught.value.why
+
+
+def test_needs_no_torch():
+    code = (
+        "import sys; from ogreg_core.recipe import load_recipe; load_recipe('demo'); "
+        "assert not {'torch', 'numpy', 'decord'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize("name", builtin_recipes())
+def test_built_in_recipes_validate_and_round_trip(name, tmp_path):
+    loaded = load_recipe(name)
+    copy = tmp_path / "copy.toml"
+    copy.write_text(loaded.recipe.to_toml())
+    assert load_recipe(str(copy)).recipe == loaded.recipe
+    assert load_recipe(str(copy)).recipe.sha256 == loaded.recipe.sha256
+    annotated = tmp_path / "annotated.toml"
+    annotated.write_text(loaded.annotated())
+    assert load_recipe(str(annotated)).recipe == loaded.recipe
+
+
+def test_names_and_paths_find_the_same_recipe(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    names = ("demo", "demo.toml", "recipes/demo", "recipes/demo.toml")
+    assert len({load_recipe(name).recipe.sha256 for name in names}) == 1
+    with pytest.raises(UsageError, match="no recipe nothing"):
+        load_recipe("nothing.toml".removesuffix(".toml"))
+    with pytest.raises(UsageError) as caught:
+        load_recipe("recipes/dmeo.toml")
+    assert "'demo'" in caught.value.why
+
+
+def test_overrides_follow_toml_and_the_schema():
+    recipe = load_recipe(
+        "demo",
+        [
+            "train.lr=5e-4",
+            "train.epochs=3",
+            "data.root=/some where/else",
+            "data.dataset=2024-01-01",
+            "data.sampling=dense",
+            "augment.scale=[0.5, 1.0]",
+            "model.name=ogreg-t",
+            "model.options.stem=patch",
+            "model.options.strides=[2,2,2,1]",
+        ],
+    ).recipe
+    assert recipe.train.lr == 5e-4
+    assert recipe.train.epochs == 3
+    assert recipe.data.root == "/some where/else"
+    assert recipe.data.dataset == "2024-01-01"
+    assert recipe.data.sampling == "dense"
+    assert recipe.model.options == {"strides": [2, 2, 2, 1], "stem": "patch"}
+
+
+def test_an_integer_will_do_for_a_float():
+    assert load_recipe("demo", ["train.lr=1"]).recipe.train.lr == 1.0
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("train.lrr=1", "did you mean 'train.lr'?"),
+        ("epochs=1", "did you mean 'train.epochs'?"),
+        ("train.epochs=1.5", "train.epochs"),
+        ("train.epochs=many", "train.epochs"),
+        ("train.epochs=0", "train.epochs"),
+        ("train.lr=.5x", "train.lr"),
+        ("data.sampling=densse", "data.sampling"),
+        ("model.name=ogreg_t", "did you mean 'ogreg-t'?"),
+        ("model.options.stm=patch", "did you mean 'stem'?"),
+        ("augment.scale=[1.0, 0.5]", "scale must be"),
+        ("augment.scale=[1.0]", "augment.scale"),
+        ("data.size=512", "smaller than size"),
+        ("eval.crops=2", "eval.crops"),
+        ("train", "key=value"),
+        ("seed.x=1", "seed"),
+        ("train.precision=fp8", "train.precision"),
+    ],
+)
+def test_each_mistake_is_named(override, words):
+    assert words in problems(override)
+
+
+def test_all_problems_at_once():
+    text = problems("train.lrr=1", "data.siz=3")
+    assert "train.lrr" in text
+    assert "data.siz" in text
+    text = problems("train.epochs=0", "train.batch_size=-1")
+    assert "train.epochs" in text
+    assert "train.batch_size" in text
+
+
+@given(st.text(max_size=30))
+def test_any_override_is_taken_or_refused_with_a_sentence(text):
+    try:
+        load_recipe("demo", [text])
+        refused = None
+    except UsageError as error:
+        refused = error
+    assert refused is None or refused.why
+
+
+class TestFiles:
+    def test_extends_merges_and_remembers_origins(self, tmp_path):
+        (tmp_path / "base.toml").write_text("seed = 3\n[train]\nepochs = 7\nlr = 0.5\n")
+        (tmp_path / "child.toml").write_text('extends = "base.toml"\n[train]\nlr = 0.25\n')
+        loaded = load_recipe(str(tmp_path / "child.toml"), ["data.frames=4"])
+        assert (loaded.recipe.seed, loaded.recipe.train.epochs, loaded.recipe.train.lr) == (
+            3,
+            7,
+            0.25,
+        )
+        assert loaded.origins["train.epochs"] == "base.toml"
+        assert loaded.origins["train.lr"] == "child.toml"
+        assert loaded.origins["data.frames"] == "override"
+        text = loaded.annotated()
+        assert "lr = 0.25  # child.toml" in text
+        assert "batch_size = 8  # built-in" in text
+        assert tomllib.loads(text)["train"]["epochs"] == 7
+
+    def test_circles_and_broken_files(self, tmp_path):
+        (tmp_path / "a.toml").write_text('extends = "b.toml"\n')
+        (tmp_path / "b.toml").write_text('extends = "a.toml"\n')
+        with pytest.raises(UsageError, match="extends itself"):
+            load_recipe(str(tmp_path / "a.toml"))
+        (tmp_path / "c.toml").write_text('extends = "none.toml"\n')
+        with pytest.raises(UsageError, match="cannot be read"):
+            load_recipe(str(tmp_path / "c.toml"))
+        (tmp_path / "d.toml").write_text("[train\n")
+        with pytest.raises(UsageError, match="not valid TOML"):
+            load_recipe(str(tmp_path / "d.toml"))
+        (tmp_path / "e.toml").write_bytes(b"\xff\xfe")
+        with pytest.raises(UsageError, match="cannot be read"):
+            load_recipe(str(tmp_path / "e.toml"))
+        (tmp_path / "f.toml").write_text("extends = 3\n")
+        with pytest.raises(UsageError, match="path of one recipe"):
+            load_recipe(str(tmp_path / "f.toml"))
+
+    def test_hash_sees_every_value(self):
+        base = Recipe()
+        assert base.sha256 == Recipe().sha256
+        assert base.sha256 != load_recipe("demo").recipe.sha256
+        assert load_recipe("demo", ["seed=1"]).recipe.sha256 != load_recipe("demo").recipe.sha256

@@ -1,0 +1,187 @@
+"""The loop against a hand-written one, resuming against not stopping, and its failures."""
+
+from __future__ import annotations
+
+import json
+import signal
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from ogreg_core.data.transforms import to_input
+from ogreg_core.errors import CheckpointError, Interrupted, WorkFailed
+from ogreg_core.progress import ignore_progress
+from ogreg_core.recipe import load_recipe
+from ogreg_core.runs import RunFolder
+from ogreg_core.training.assemble import build_trainer, load_splits
+from ogreg_core.training.loop import mix
+from ogreg_core.training.state import load_state, save_state
+
+TINY = [
+    "data.frames=4",
+    "data.size=32",
+    "data.short_side=32",
+    "train.batch_size=8",
+    "train.epochs=3",
+    "train.warmup_epochs=1",
+    "model.options.strides=[2,1,1,1]",
+    "model.drop_path=0.2",
+    "train.mixup=0.2",
+]
+
+
+def trainer_for(demo_root, folder, *overrides, workers=0, on_progress=ignore_progress):
+    loaded = load_recipe("demo", [f"data.root={demo_root}", *TINY, *overrides])
+    folder.mkdir(exist_ok=True)
+    return build_trainer(
+        loaded,
+        load_splits(loaded.recipe),
+        RunFolder(folder),
+        device=torch.device("cpu"),
+        workers=workers,
+        on_progress=on_progress,
+    )
+
+
+def losses(folder):
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    return [json.loads(line)["loss"] for line in lines if '"train"' in line]
+
+
+def test_steps_equal_a_plain_loop(demo_root, tmp_path):
+    plain = (
+        "train.mixup=0.0",
+        "model.drop_path=0.0",
+        "train.epochs=1",
+        "train.label_smoothing=0.1",
+    )
+    trainer = trainer_for(demo_root, tmp_path / "a", *plain)
+    trainer.fit()
+    other = trainer_for(demo_root, tmp_path / "b", *plain)
+    model, optimizer, schedule = other.model.train(), other.optimizer, other.schedule
+    expected = []
+    other.sampler.set_position(0)
+    for batch, labels, _ in other.loader:
+        loss = F.cross_entropy(
+            model(to_input(batch, other.settings.mean, other.settings.std)),
+            labels,
+            label_smoothing=0.1,
+        )
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 5.0)
+        optimizer.step()
+        schedule.step()
+        expected.append(loss.item())
+    assert losses(tmp_path / "a") == expected
+    for a, b in zip(trainer.model.state_dict().values(), model.state_dict().values(), strict=True):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("stop_after", [2, 6, 9])
+def test_resuming_is_exact_within_and_between_epochs(stop_after, demo_root, tmp_path):
+    """Six steps an epoch; a signal after step 2 or 9 stops inside an epoch, after 6 at its end."""
+    whole = trainer_for(demo_root, tmp_path / "whole")
+    whole.fit()
+
+    steps = 0
+
+    def interrupt(event):
+        nonlocal steps
+        if event.task.startswith("epoch "):
+            steps += 1
+            if steps == stop_after:
+                signal.raise_signal(signal.SIGTERM)
+
+    broken = trainer_for(demo_root, tmp_path / "broken", on_progress=interrupt)
+    with pytest.raises(Interrupted) as caught:
+        broken.fit()
+    assert caught.value.exit_code == 143
+    assert "--resume" in caught.value.fix
+    torch.manual_seed(12345)
+    resumed = trainer_for(demo_root, tmp_path / "broken")
+    resumed.resume()
+    assert resumed.position.step == stop_after
+    resumed.fit()
+    assert losses(tmp_path / "broken") == losses(tmp_path / "whole")
+    for a, b in zip(
+        whole.model.state_dict().values(), resumed.model.state_dict().values(), strict=True
+    ):
+        assert torch.equal(a, b)
+    assert resumed.position.best_top1 == whole.position.best_top1
+
+
+def test_seed_decides_everything(demo_root, tmp_path):
+    runs = [("a", "seed=1"), ("b", "seed=1"), ("c", "seed=2")]
+    for name, seed in runs:
+        trainer_for(demo_root, tmp_path / name, seed, "train.epochs=1").fit()
+    assert losses(tmp_path / "a") == losses(tmp_path / "b")
+    assert losses(tmp_path / "a") != losses(tmp_path / "c")
+
+
+def test_a_loss_that_is_not_finite_names_the_videos(demo_root, tmp_path):
+    trainer = trainer_for(demo_root, tmp_path / "run")
+    with torch.no_grad():
+        trainer.model.head.weight.fill_(float("nan"))
+    with pytest.raises(WorkFailed, match="nan") as caught:
+        trainer.fit()
+    assert caught.value.where.count(".mp4") == 8
+
+
+def test_run_folder_explains_itself(demo_root, tmp_path):
+    folder = tmp_path / "run"
+    trainer_for(demo_root, folder, "train.epochs=1").fit()
+    names = {path.name for path in folder.iterdir()}
+    assert {"recipe.toml", "command.txt", "env.json", "data.json", "metrics.jsonl"} <= names
+    assert load_recipe(str(folder / "recipe.toml")).recipe.train.epochs == 1
+    records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert [record["kind"] for record in records] == ["train"] * 6 + ["val"]
+    assert 0 <= records[-1]["top1"] <= 100
+    assert any((folder / "tensorboard").glob("events*"))
+
+
+def test_a_broken_state_file_is_refused(tmp_path):
+    path = tmp_path / "checkpoints" / "state.pt"
+    with pytest.raises(CheckpointError, match="no state to resume"):
+        load_state(path)
+    path.parent.mkdir()
+    path.write_bytes(b"garbage")
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        load_state(path)
+
+
+def test_a_failed_save_keeps_the_old_state(tmp_path, demo_root, monkeypatch):
+    trainer = trainer_for(demo_root, tmp_path / "run")
+    trainer.save()
+
+    def full_disk(*_arguments):
+        raise OSError(28, "No space left on device")
+
+    trainer.position.step = 99
+    monkeypatch.setattr(torch, "save", full_disk)
+    with pytest.raises(OSError, match="No space"):
+        save_state(trainer.run.state, trainer.position, {})
+    monkeypatch.undo()
+    assert load_state(trainer.run.state)[0].step == 0
+
+
+def test_mixup_mixes_pictures_and_targets_alike():
+    torch.manual_seed(0)
+    clips, labels = torch.eye(3).repeat(2, 1), torch.tensor([0, 1, 2, 0, 1, 2])
+    mixed, targets = mix(clips, labels, 3, 0.8)
+    torch.testing.assert_close(mixed, targets)
+    torch.testing.assert_close(targets.sum(1), torch.ones(6))
+    assert ((targets > 0).sum(1) == 2).any()
+    same, plain = mix(clips, labels, 3, 0.0)
+    assert same is clips
+    assert plain is labels
+
+
+def test_flags_change_what_they_say(demo_root, tmp_path):
+    trainer = trainer_for(demo_root, tmp_path / "run", "train.clip_grad=0.0", "eval.every=2")
+    trainer.fit()
+    records = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    validated = [json.loads(r)["epoch"] for r in records if '"val"' in r]
+    assert validated == [2, 3]
