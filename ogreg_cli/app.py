@@ -33,10 +33,11 @@ def _version(wanted: bool) -> None:
 
 @app.callback()
 def _main(
-    quiet: Annotated[
-        bool, typer.Option("--quiet", "-q", help="Only results and warnings.")
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Only results and errors.")] = False,
+    verbose: Annotated[
+        bool,
+        typer.Option("--verbose", "-v", help="Progress lines every two seconds; nothing abridged."),
     ] = False,
-    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="More detail.")] = False,
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
     ] = False,

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from ogreg_cli.common import Json
-from ogreg_cli.console import Reporter, emit_json, info, loading, print_table, result
+from ogreg_cli.console import Reporter, emit_json, info, loading, print_table, result, settings
 from ogreg_core.errors import UsageError
 
 EXAMPLES = (
@@ -55,11 +55,11 @@ def prepare(
     if dataset not in DATASETS:
         hint = nearest(dataset, DATASETS) or f"data sets: {', '.join(DATASETS)}"
         raise UsageError(f"there is no data set {dataset!r}", why=hint, fix="ogreg prepare --help")
-    foreign = {
+    foreign: dict[str, dict[str, object]] = {
         "demo": {"--out": out, "--name": name, "--val-share": val_share},
         "folder": {"--train-clips": train_clips, "--val-clips": val_clips},
-    }[dataset]
-    if unusable := [option for option, value in foreign.items() if value is not None]:
+    }
+    if unusable := [option for option, value in foreign[dataset].items() if value is not None]:
         raise UsageError(
             f"{', '.join(unusable)} cannot be used with {dataset}", fix="ogreg prepare --help"
         )
@@ -110,7 +110,7 @@ def prepare(
     result(f"manifest: {report.folder}")
     if report.quarantined:
         info(f"{len(report.quarantined)} files left out, see {report.folder / 'quarantine.csv'}")
-        for item in report.quarantined[:3]:
+        for item in report.quarantined[: None if settings.verbose else 3]:
             info(f"  {item.code}: {item.detail}")
     info(
         f"next: ogreg train recipes/{'demo' if dataset == 'demo' else 'folder'}.toml data.root={report.folder}"

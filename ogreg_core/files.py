@@ -15,7 +15,7 @@ VIDEO_SUFFIXES = frozenset(
 )
 
 
-def write_atomic(path: Path, write: Callable[[Path], None]) -> None:
+def write_atomic(path: Path, write: Callable[[Path], object]) -> None:
     """Let ``write`` fill a temporary file beside ``path``, flush it to disk, then rename it over
     ``path``.
 

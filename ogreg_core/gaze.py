@@ -6,6 +6,7 @@ import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
@@ -17,7 +18,7 @@ from ogreg_core.data.transforms import to_input
 from ogreg_core.errors import UsageError
 from ogreg_core.files import write_atomic
 from ogreg_core.inference import Predictor, single_video
-from ogreg_core.models.protocol import BlockMaps
+from ogreg_core.models.protocol import BlockMaps, VideoModel
 from ogreg_core.video import write_video
 
 __all__ = ["GazeResult", "look", "overlay", "save_overlay_video", "save_sheet", "select_blocks"]
@@ -96,7 +97,7 @@ def look(predictor: Predictor, path: str | Path, blocks: Sequence[str] = ()) -> 
     clip = load_views(manifest, manifest.rows[0], views)
     indices = views.indices(video.frames)[0]
     inputs = to_input(clip.to(predictor.device), predictor.info.mean, predictor.info.std)
-    logits, maps = predictor.model.forward_with_maps(inputs)
+    logits, maps = cast(VideoModel, predictor.model).forward_with_maps(inputs)
     chosen = select_blocks(maps, blocks)
     scores = logits.float().softmax(dim=-1)[0].cpu()
     best = int(scores.argmax())

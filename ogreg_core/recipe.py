@@ -24,7 +24,7 @@ from ogreg_core.models.registry import check_options, find_model, nearest
 if sys.version_info >= (3, 11):
     import tomllib
 else:
-    import tomli as tomllib
+    import tomli as tomllib  # type: ignore[import-not-found,unused-ignore]
 
 __all__ = ["LoadedRecipe", "Recipe", "builtin_recipes", "load_recipe"]
 

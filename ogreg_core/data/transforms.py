@@ -109,8 +109,12 @@ class Augmentation:
 
 @functools.lru_cache(maxsize=8)
 def _spatial(
-    size: int, scale: tuple[float, float], ratio: tuple[float, float], jitter: float, erasing: float
-):  # type: ignore[no-untyped-def]
+    size: int,
+    scale: tuple[float, float],
+    ratio: tuple[float, float],
+    jitter: float,
+    erasing: float,
+) -> torch.nn.Module:
     from torchvision.transforms import v2
 
     steps: list[torch.nn.Module] = [
@@ -120,7 +124,8 @@ def _spatial(
         steps.append(v2.ColorJitter(brightness=jitter, contrast=jitter, saturation=jitter))
     if erasing:
         steps.append(v2.RandomErasing(p=erasing))
-    return v2.Compose(steps)
+    compose: torch.nn.Module = v2.Compose(steps)
+    return compose
 
 
 def augment(

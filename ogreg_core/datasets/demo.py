@@ -124,7 +124,8 @@ def _poses(motion: str, rng: np.random.Generator, progress: np.ndarray) -> list[
     if motion == "move_down":
         return [[_Pose(x, y + 2 * travel * s, radius, angle) for s in sweep]]
     if motion == "turn_clockwise":
-        turn = rng.uniform(0.7, 1.2) * np.pi
+        # Slow enough that a pentagon, which looks the same every 72 degrees, is not seen to turn back.
+        turn = rng.uniform(0.4, 0.7) * np.pi
         return [[_Pose(x, y, radius * 1.3, angle + turn * s) for s in progress]]
     if motion == "orbit_clockwise":
         turn, orbit = rng.uniform(1.0, 1.6) * np.pi, rng.uniform(0.35, 0.5)

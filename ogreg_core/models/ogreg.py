@@ -28,7 +28,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -53,8 +53,7 @@ __all__ = [
 ]
 
 
-# --- the two paths as pure functions of tensors
-# ----------------------------------------------------------------
+# --- the two paths as pure functions of tensors ------------------------------------------------
 
 
 def frame_dissimilarity(y: Tensor) -> Tensor:
@@ -125,8 +124,7 @@ def _repeat_edge_frames(x: Tensor, before: int, after: int, dim: int) -> Tensor:
     return torch.cat(parts, dim) if len(parts) > 1 else x
 
 
-# --- configuration
-# ---------------------------------------------------------------------------------------------
+# --- configuration -----------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -174,8 +172,7 @@ VARIANTS = {
 }
 
 
-# --- stems ----------------------------------------------------------------------------------------
-# -------------
+# --- stems -------------------------------------------------------------------------------------
 
 
 def _pad_input(clip: Tensor) -> Tensor:
@@ -241,8 +238,7 @@ class PatchMerging(nn.Module):
         return self.reduction(self.norm(x))
 
 
-# --- the block
-# -------------------------------------------------------------------------------------------------
+# --- the block ---------------------------------------------------------------------------------
 
 
 class SoDA(nn.Module):
@@ -323,29 +319,25 @@ class MDConv(nn.Module):
             self.sharpness = nn.Parameter(torch.full((dim,), INITIAL_SHARPNESS))
             self.offset = nn.Parameter(torch.full((dim,), INITIAL_OFFSET))
 
-    def modulation(self, dissimilarity: Tensor) -> Tensor:
-        """m for a dissimilarity map ``[B, T-1, H, W]``: ``[B, T-1, 1, 1, C]`` or ``[B, T-1, H, W,
-        C]``.
-        """
+    def modulation(self, y: Tensor) -> Tensor | None:
+        """m for features ``[B, T, H, W, C]``, broadcastable to ``[B, T-1, H, W, C]``; None is 0."""
+        if self.gaze == "2d" or y.shape[1] == 1:
+            return None
         if self.gaze == "3d":
-            return dissimilarity.new_ones(1)
+            return y.new_ones(1)
+        dissimilarity = frame_dissimilarity(y)
         if self.similarity == "frame":
             dissimilarity = dissimilarity.mean(dim=(2, 3), keepdim=True)
         return modulation(dissimilarity, self.sharpness, self.offset)
 
     def forward(self, y: Tensor) -> Tensor:
-        if self.gaze == "2d" or y.shape[1] == 1:
-            m = None
-        elif self.gaze == "3d":
-            m = y.new_ones(1)
-        else:
-            m = self.modulation(frame_dissimilarity(y))
-        return modulated_conv(y, self.weight, m) + self.bias
+        return modulated_conv(y, self.weight, self.modulation(y)) + self.bias
 
 
-# Features change little from frame to frame (measured at initialisation: frame means of 0.02 to 0.3
-# on the demo motions), so the sigmoid must be steep to answer within that range: m is 0.2 at d =
-# 0.05 and 0.9 at d = 0.2.
+# Features change little from frame to frame (measured at initialisation on the demo motions, per
+# position: median 0.001 to 0.02, 99th percentile 0.2 to 0.7), so the sigmoid must be steep to answer
+# where something moves: m is 0.3 at d = 0.05 and 0.98 at d = 0.2. Measured on the demo motions, one
+# seed each, 25 epochs: a = 6 reaches 80 % top-1, 15 84 %, 30 90 %, 60 91 %; fixed to 3-D 81 %.
 INITIAL_SHARPNESS = 30.0
 INITIAL_OFFSET = -2.0
 
@@ -371,8 +363,7 @@ class Block(nn.Module):
         return x + self.drop_path(self.mlp(self.norm2(x)))
 
 
-# --- the model
-# -------------------------------------------------------------------------------------------------
+# --- the model ---------------------------------------------------------------------------------
 
 
 class OGReG(nn.Module):
@@ -425,9 +416,9 @@ class OGReG(nn.Module):
     def blocks(self) -> dict[str, Block]:
         """All blocks in order, by a short name such as ``stage3.block2``."""
         return {
-            f"stage{s}.block{b}": block
+            f"stage{s}.block{b}": cast(Block, block)
             for s, stage in enumerate(self.stages, 1)
-            for b, block in enumerate(stage, 1)
+            for b, block in enumerate(stage.children(), 1)
         }
 
     @torch.no_grad()
@@ -461,19 +452,16 @@ class OGReG(nn.Module):
 
 def _block_maps(block: Block, y: Tensor) -> BlockMaps:
     dissimilarity = frame_dissimilarity(y)
-    if block.gaze.gaze == "2d":
-        m = torch.zeros_like(dissimilarity[..., 0, 0])
+    profile = dissimilarity.mean(dim=(2, 3))
+    m = block.gaze.modulation(y)
+    if m is None:
+        opening = torch.zeros_like(profile)
     else:
-        m = (
-            block.gaze.modulation(dissimilarity).mean(dim=(2, 3, 4))
-            if block.gaze.gaze == "modulated"
-            else None
-        )
-        m = torch.ones_like(dissimilarity[..., 0, 0]) if m is None else m
+        opening = m.expand(*dissimilarity.shape, y.shape[-1]).mean(dim=(2, 3, 4))
     return BlockMaps(
         gaze=dissimilarity,
         glance=block.glance.attention(y),
-        profiles={"d": dissimilarity.mean(dim=(2, 3)), "m": m},
+        profiles={"d": profile, "m": opening},
     )
 
 
@@ -487,11 +475,10 @@ def _init_weights(module: nn.Module) -> None:
     elif isinstance(module, SoDA) and module.position is not None:
         # Starts small: at first the coarse tokens are what they are, wherever they lie.
         nn.init.trunc_normal_(module.position.weight, std=0.02)
-        nn.init.zeros_(module.position.bias)
+        nn.init.constant_(cast(Tensor, module.position.bias), 0.0)
 
 
-# --- factory --------------------------------------------------------------------------------------
-# -------------
+# --- factory -----------------------------------------------------------------------------------
 
 
 def build_ogreg(

@@ -127,7 +127,7 @@ class Trainer:
             clips += len(labels)
             loss_sum += loss * len(labels)
             elapsed = time.perf_counter() - started
-            record = {
+            record: dict[str, Any] = {
                 "kind": "train",
                 "epoch": position.epoch + 1,
                 "step": position.step,

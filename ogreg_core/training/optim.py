@@ -18,7 +18,8 @@ _WARMUP_START = 0.01
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, object]]:
     """Two groups: parameters that decay, and those the model exempts (``no_weight_decay``)."""
     exempt = model.no_weight_decay()  # type: ignore[operator]
-    decay, no_decay = [], []
+    decay: list[nn.Parameter] = []
+    no_decay: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             (no_decay if name in exempt else decay).append(parameter)

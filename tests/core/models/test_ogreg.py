@@ -97,9 +97,10 @@ class TestMDConv:
 
     def test_frame_similarity_uses_the_mean_over_positions(self):
         layer = MDConv(3, similarity="frame")
-        d = torch.rand(2, 4, 5, 6)
-        expected = modulation(d.mean((2, 3)), layer.sharpness, layer.offset)
-        torch.testing.assert_close(layer.modulation(d)[:, :, 0, 0], expected)
+        y = torch.randn(2, 5, 4, 6, 3)
+        d = frame_dissimilarity(y).mean((2, 3))
+        expected = modulation(d, layer.sharpness, layer.offset)
+        torch.testing.assert_close(layer.modulation(y)[:, :, 0, 0], expected)
 
 
 class TestDissimilarity:
