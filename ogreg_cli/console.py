@@ -29,11 +29,11 @@ __all__ = [
     "print_table",
     "result",
     "settings",
-    "warn",
 ]
 
-# Off a terminal a running task says something this often.
+# Off a terminal a running task says something this often, and with --verbose.
 _LINE_EVERY_SECONDS = 30.0
+_VERBOSE_LINE_EVERY_SECONDS = 2.0
 _INTERNAL_ERROR = 70
 
 
@@ -80,11 +80,6 @@ def info(text: str) -> None:
     """A message on stderr, silenced by --quiet."""
     if not settings.quiet:
         print(text, file=sys.stderr, flush=True)  # noqa: T201
-
-
-def warn(text: str) -> None:
-    """A warning on stderr."""
-    print(f"warning: {text}", file=sys.stderr, flush=True)  # noqa: T201
 
 
 def loading() -> None:
@@ -137,6 +132,7 @@ class Reporter:
         self._tasks: dict[str, Any] = {}
         self._started: dict[str, float] = {}
         self._last_line = time.monotonic()
+        self._pause = _VERBOSE_LINE_EVERY_SECONDS if settings.verbose else _LINE_EVERY_SECONDS
 
     def __enter__(self) -> Reporter:
         if self._live:
@@ -177,7 +173,7 @@ class Reporter:
             return
         if self._bars is not None:
             self._draw(event, figures)
-        elif event.done < event.total and time.monotonic() - self._last_line >= _LINE_EVERY_SECONDS:
+        elif event.done < event.total and time.monotonic() - self._last_line >= self._pause:
             self._line(f"{event.task}  {event.done}/{event.total}  {figures}  {self._eta(event)}")
         if event.done >= event.total:
             self._started.pop(event.task, None)
