@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
+import io
 import sys
 
 from ogreg_cli.app import app
-from ogreg_cli.console import fail
+from ogreg_cli.console import emit_json, error_document, fail
+from ogreg_core.errors import UsageError
+
+_USAGE = 2
 
 
 def main() -> None:
     """Run the command line and exit with the code that the README promises."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            # File names and labels may hold what a terminal's encoding lacks.
+            stream.reconfigure(errors="backslashreplace")
     try:
         app(prog_name="ogreg")
-    except BrokenPipeError:
-        # `ogreg ... | head`: the reader has seen enough.
-        sys.stderr.close()
-        sys.exit(0)
-    except KeyboardInterrupt:
-        sys.exit(130)
+    except SystemExit as stop:
+        if stop.code == _USAGE and "--json" in sys.argv:
+            # Typer has told the person on stderr; the program gets its document too.
+            emit_json(error_document(UsageError("wrong usage, see stderr", fix="ogreg --help")))
+        raise
     except Exception as error:  # the one place where errors become sentences
         sys.exit(fail(error))
 

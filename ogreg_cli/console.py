@@ -14,7 +14,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from ogreg_core.errors import EnvironmentFault, OgregError, OutOfMemory
+from ogreg_core.errors import EnvironmentFault, Interrupted, OgregError, OutOfMemory
 from ogreg_core.progress import Note, Progress
 
 if TYPE_CHECKING:
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Reporter",
     "emit_json",
+    "explain",
     "fail",
     "info",
     "loading",
@@ -106,7 +107,7 @@ def print_table(
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(title=title, title_justify="left")
+    table = Table(title=Text(title), title_justify="left")
     for number, name in enumerate(header):
         table.add_column(name, justify="right" if number in right else "left", overflow="fold")
     for row in rows:
@@ -209,26 +210,27 @@ def translate(error: BaseException) -> OgregError | None:
     """Errors of libraries that have a meaning for users."""
     if isinstance(error, OgregError):
         return error
-    if type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error):
+    if isinstance(error, KeyboardInterrupt):
+        return Interrupted("stopped", signal_number=2)
+    out_of_memory = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+    if out_of_memory or "can't allocate memory" in str(error):
         return OutOfMemory(
             "the device ran out of memory",
-            why=str(error).splitlines()[0],
+            why=(str(error).splitlines() or [""])[0],
             fix="lower train.batch_size, data.frames or data.size",
         )
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:
         return EnvironmentFault(
             "the disk is full", where=str(error.filename or ""), fix="free some space"
         )
-    if isinstance(error, PermissionError):
+    if isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         return EnvironmentFault(f"no permission for {error.filename}", fix="choose another place")
     return None
 
 
-def fail(error: Exception) -> int:
-    """Print an error the way users are promised and return the exit code."""
+def explain(error: BaseException) -> OgregError:
+    """The user-facing form of any exception, with the exit code that it leads to."""
     known = translate(error)
-    if os.environ.get("OGREG_DEBUG"):
-        traceback.print_exception(error)
     if known is None:
         last = traceback.extract_tb(error.__traceback__)[-1]
         known = OgregError(
@@ -238,6 +240,14 @@ def fail(error: Exception) -> int:
         )
         known.exit_code = _INTERNAL_ERROR
         known.kind = "internal"
+    return known
+
+
+def fail(error: Exception) -> int:
+    """Print an error the way users are promised and return the exit code."""
+    known = explain(error)
+    if os.environ.get("OGREG_DEBUG"):
+        traceback.print_exception(error)
     if "--json" in sys.argv:
         emit_json(error_document(known))
     lines = [f"error: {known.what}"]

@@ -34,7 +34,9 @@ def evaluate(
     data: Annotated[
         Path | None, typer.Option(help="Prepared data set; default: the one it was trained on.")
     ] = None,
-    split: Annotated[str, typer.Option(help="Split to score.")] = "val",
+    split: Annotated[
+        str | None, typer.Option(help="Split to score; default: as in validation.")
+    ] = None,
     clips: Annotated[
         int | None, typer.Option(min=1, help="Clips per video; default: as in validation.")
     ] = None,
@@ -66,6 +68,7 @@ def evaluate(
     from ogreg_core.evaluate_checkpoint import evaluate_checkpoint
     from ogreg_core.runs import RunFolder, find_checkpoint
 
+    RunFolder.check_free(out)
     path = find_checkpoint(checkpoint)
     info(f"weights: {path}")
     with Reporter() as reporter:
@@ -87,7 +90,7 @@ def evaluate(
         emit_json({**report.document, "report_folder": run.path})
         return
     print_table(
-        f"{report.document['model']} on {report.document['dataset']}/{split}",
+        f"{report.document['model']} on {report.document['dataset']}/{report.document['split']}",
         ["protocol", "top-1", "top-5", "mean class", "loss", "videos"],
         [
             [

@@ -10,7 +10,16 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ogreg_cli.common import Checkpoint, Device, Json, choose_checkpoint
-from ogreg_cli.console import bar, emit_json, error_document, fail, info, loading, print_table
+from ogreg_cli.console import (
+    bar,
+    emit_json,
+    error_document,
+    fail,
+    info,
+    loading,
+    print_table,
+    result,
+)
 from ogreg_core.errors import UsageError, VideoError, WorkFailed
 
 if TYPE_CHECKING:
@@ -106,6 +115,10 @@ def _show(file: str, prediction: Prediction, json: bool) -> None:
                 "top": [{"label": label, "score": score} for label, score in prediction.top],
             }
         )
+        return
+    if not sys.stdout.isatty():
+        for label, score in prediction.top:
+            result(f"{file}\t{100 * score:.1f} %\t{label}")
         return
     rows = [[f"{100 * score:.1f} %", bar(score), label] for label, score in prediction.top]
     print_table(f"{file}  ({video.duration:.1f} s)", ["score", "", "label"], rows, right=(0,))

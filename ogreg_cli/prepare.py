@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -112,6 +113,5 @@ def prepare(
         info(f"{len(report.quarantined)} files left out, see {report.folder / 'quarantine.csv'}")
         for item in report.quarantined[: None if settings.verbose else 3]:
             info(f"  {item.code}: {item.detail}")
-    info(
-        f"next: ogreg train recipes/{'demo' if dataset == 'demo' else 'folder'}.toml data.root={report.folder}"
-    )
+    recipe = "demo" if dataset == "demo" else "folder"
+    info(f"next: ogreg train recipes/{recipe}.toml data.root={shlex.quote(str(report.folder))}")

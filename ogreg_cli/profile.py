@@ -34,11 +34,10 @@ def profile(
 ) -> None:
     """Cost of a model: parameters, multiply-adds, latency, throughput, peak memory."""
     from ogreg_core.models.registry import find_model
-    from ogreg_core.recipe import load_recipe
+    from ogreg_core.recipe import parse_model_options
 
     entry = find_model(model)
-    overrides = [f"model.name={model}", *(f"model.options.{text}" for text in option or [])]
-    options = load_recipe("demo", overrides).recipe.model.options if option else {}
+    options = parse_model_options(model, option or [])
     loading()
     import torch
 

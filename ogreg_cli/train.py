@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import shlex
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from ogreg_cli.common import Device, Json, Workers, default_loader_workers
-from ogreg_cli.console import Reporter, emit_json, info, loading, print_table, result, translate
-from ogreg_core.errors import DataError, Interrupted, OgregError, UsageError
+from ogreg_cli.console import Reporter, emit_json, explain, info, loading, print_table, result
+from ogreg_core.errors import DataError, Interrupted, UsageError
 
 if TYPE_CHECKING:
     from ogreg_core.recipe import LoadedRecipe
@@ -61,13 +63,12 @@ def train(
     json: Json = False,
 ) -> None:
     """Train a model by a recipe, validate it, and keep everything in a run folder."""
-    changes = list(overrides or [])
-    if seed is not None:
-        changes.append(f"seed={seed}")
+    flags = [] if seed is None else [f"seed={seed}"]
     if init_from is not None:
-        changes.append(f"init.weights={init_from}")
+        flags.append(f"init.weights={init_from}")
+    changes = list(overrides or [])
     if resume is not None:
-        if recipe or changes or out or dry_run or print_recipe:
+        if recipe or flags or changes or out or dry_run or print_recipe:
             raise UsageError(
                 "--resume continues a run exactly and takes no recipe, override or other start option",
                 fix=f"ogreg train --resume {resume}, or start anew: ogreg train RECIPE --init-from {resume}",
@@ -78,7 +79,11 @@ def train(
         raise UsageError("which recipe?", fix="ogreg train recipes/demo.toml")
     from ogreg_core.recipe import load_recipe
 
-    loaded = load_recipe(recipe, changes)
+    if (print_recipe and (dry_run or json)) or ((print_recipe or dry_run) and out):
+        raise UsageError(
+            "--print-recipe, --dry-run and --out exclude each other, so do --print-recipe and --json"
+        )
+    loaded = load_recipe(recipe, changes, flags)
     if print_recipe:
         result(loaded.annotated().rstrip())
     elif dry_run:
@@ -93,12 +98,14 @@ def _start(
     loading()
     from ogreg_core.devices import pick_device
     from ogreg_core.runs import RunFolder
-    from ogreg_core.training.assemble import load_splits
+    from ogreg_core.training.assemble import describe_run, load_splits
 
     chosen = pick_device(device)
+    RunFolder.check_free(out)
     _render_demo_if_missing(loaded)
     splits = load_splits(loaded.recipe)
     run = RunFolder.create("train", loaded.name, out)
+    describe_run(run, loaded, splits)
     _run(loaded, splits, run, chosen, workers, json, resume=False)
 
 
@@ -111,26 +118,28 @@ def _resume(folder: Path, device: str, workers: int | None, json: bool) -> None:
         raise DataError(f"{folder} is not a run folder", why=f"{file} does not exist")
     loaded = load_recipe(str(file))
     run = RunFolder(folder)
-    loaded = type(loaded)(run.read_json("data.json")["recipe"], loaded.recipe, loaded.origins)
+    data = run.read_json("data.json")
+    loaded = replace(loaded, name=data["recipe"])
     loading()
     from ogreg_core.devices import pick_device
     from ogreg_core.training.assemble import check_same_data, load_splits
 
-    splits = load_splits(loaded.recipe)
+    splits = load_splits(loaded.recipe, Path(data["folder"]))
     check_same_data(run, splits)
     _run(loaded, splits, run, pick_device(device), workers, json, resume=True)
 
 
 def _render_demo_if_missing(loaded: LoadedRecipe) -> None:
     data = loaded.recipe.data
-    if data.dataset != "demo" or not data.root or (Path(data.root) / "dataset.json").exists():
+    root = Path(data.root).expanduser()
+    if data.dataset != "demo" or not data.root or (root / "dataset.json").exists():
         return
     from ogreg_core.datasets.common import default_workers
     from ogreg_core.datasets.demo import prepare_demo
 
-    info(f"rendering the demo data set to {data.root}")
+    info(f"rendering the demo data set to {root}")
     with Reporter() as reporter:
-        prepare_demo(Path(data.root), workers=default_workers(), on_progress=reporter)
+        prepare_demo(root, workers=default_workers(), on_progress=reporter)
 
 
 def _run(
@@ -160,7 +169,8 @@ def _run(
                 info(
                     f"continuing after epoch {trainer.position.epoch}, step {trainer.position.step}"
                 )
-            run.status("running", 0, resume=f"ogreg train --resume {run.path}")
+            run.note_command()
+            run.status("running", 0, resume=_resume_command(run))
             position = trainer.fit()
     except BaseException as error:
         _note_failure(run, error)
@@ -176,10 +186,14 @@ def _note_failure(run: RunFolder, error: BaseException) -> None:
     import logging
 
     logging.getLogger("ogreg").error("run ended", exc_info=error)
-    known = translate(error) or OgregError(f"{type(error).__name__}: {error}")
-    state = "interrupted" if isinstance(error, (Interrupted, KeyboardInterrupt)) else "failed"
-    resume = f"ogreg train --resume {run.path}" if run.state.is_file() else ""
+    known = explain(error)
+    state = "interrupted" if isinstance(known, Interrupted) else "failed"
+    resume = _resume_command(run) if run.state.is_file() else ""
     run.status(state, known.exit_code, known.what, resume)
+
+
+def _resume_command(run: RunFolder) -> str:
+    return f"ogreg train --resume {shlex.quote(str(run.path))}"
 
 
 def _report(
@@ -218,11 +232,14 @@ def _report(
         right=(1, 2, 3, 4, 5, 6),
     )
     result(f"checkpoint: {run.best}")
-    video = splits.val.video(splits.val.rows[0])
+    folder, video = (
+        shlex.quote(str(run.path)),
+        shlex.quote(str(splits.val.video(splits.val.rows[0]))),
+    )
     info("try next:")
-    info(f"  ogreg eval {run.path} --frame-order shuffled      how much needs the order of frames")
-    info(f"  ogreg predict {video} -c {run.path}")
-    info(f"  ogreg visualize-gaze {video} -c {run.path}")
+    info(f"  ogreg eval {folder} --frame-order shuffled   # how much needs the order of frames")
+    info(f"  ogreg predict {video} -c {folder}")
+    info(f"  ogreg visualize-gaze {video} -c {folder}")
     info(f"  ogreg profile --model {loaded.recipe.model.name}")
 
 

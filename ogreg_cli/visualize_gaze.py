@@ -38,6 +38,7 @@ def visualize_gaze(
     from ogreg_core.inference import Predictor
     from ogreg_core.runs import RunFolder
 
+    RunFolder.check_free(out)
     predictor = Predictor.from_checkpoint(path, pick_device(device))
     info(f"weights: {path} ({origin})")
     found = gaze.look(predictor, video, blocks or ())

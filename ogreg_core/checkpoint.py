@@ -41,6 +41,8 @@ class CheckpointInfo:
         size, short_side: crop and resize in pixels.
         clips, crops: views per video of the validation that gave ``metrics``.
         mean, std: normalisation of pixels in 0..1.
+        split: split of that validation.
+        precision: of training and validation, as in the recipe.
         dataset: data set name.
         data_folder: manifest folder at training time.
         recipe: name of the recipe.
@@ -60,6 +62,8 @@ class CheckpointInfo:
     std: tuple[float, float, float]
     clips: int = 1
     crops: int = 1
+    split: str = "val"
+    precision: str = "auto"
     dataset: str = ""
     data_folder: str = ""
     recipe: str = ""

@@ -40,7 +40,7 @@ class OgregError(Exception):
         self.fix = fix
 
     def __reduce__(self) -> tuple[object, ...]:
-        # DataLoader workers pickle exceptions; keyword-only fields need this to survive the trip.
+        # Errors travel between processes as values; keyword-only fields need this to come along.
         return _rebuild, (type(self), self.what, self.where, self.why, self.fix)
 
     def __str__(self) -> str:

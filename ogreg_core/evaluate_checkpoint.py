@@ -14,7 +14,7 @@ from ogreg_core.checkpoint import CheckpointInfo, load_model
 from ogreg_core.data.loader import FrameControl, ViewDataset, Views, test_loader
 from ogreg_core.data.manifest import Manifest, load_manifest
 from ogreg_core.datasets.locations import find_dataset
-from ogreg_core.errors import CheckpointError
+from ogreg_core.errors import CheckpointError, DataError
 from ogreg_core.evaluation import Metrics, Scores, compute_metrics, resolve_precision, score_dataset
 from ogreg_core.files import write_text_atomic
 from ogreg_core.progress import ProgressCallback
@@ -100,7 +100,7 @@ def evaluate_checkpoint(
     checkpoint: Path,
     *,
     data: Path | None,
-    split: str,
+    split: str | None,
     clips: int | None,
     crops: int | None,
     control: FrameControl,
@@ -114,7 +114,7 @@ def evaluate_checkpoint(
     Args:
         checkpoint: file written by ogreg.
         data: manifest folder; None for the one of the training.
-        split: ``train``, ``val`` or ``test``.
+        split: ``train``, ``val`` or ``test``; None for the one of the validation.
         clips, crops: views per video; None for those of the validation.
         control: frame-order control, see :class:`Views`.
         batch_size: videos at a time.
@@ -127,10 +127,11 @@ def evaluate_checkpoint(
         DataError: data set missing or broken.
     """
     model, info = load_model(checkpoint)
+    split = split or info.split
     manifest = load_manifest(_data_folder(data, info), split)
     _check_labels(checkpoint, info, manifest)
     views = info.views(clips, crops, control)
-    precision = resolve_precision("auto", device)
+    precision = resolve_precision(info.precision, device)
     loader = test_loader(ViewDataset(manifest, views), batch_size, workers)
     scores = score_dataset(
         model.to(device), loader, info.mean, info.std, precision=precision, on_progress=on_progress
@@ -160,7 +161,12 @@ def _data_folder(data: Path | None, info: CheckpointInfo) -> Path:
         return data
     if info.data_folder and (Path(info.data_folder) / "dataset.json").is_file():
         return Path(info.data_folder)
-    return find_dataset(info.dataset, "")
+    try:
+        return find_dataset(info.dataset, "")
+    except DataError as error:
+        raise DataError(
+            error.what, fix=f"ogreg prepare {info.dataset} FOLDER, or --data FOLDER"
+        ) from error
 
 
 def _check_labels(checkpoint: Path, info: CheckpointInfo, manifest: Manifest) -> None:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from ogreg_core.data.loader import batches
 from ogreg_core.data.transforms import to_input
 from ogreg_core.progress import Progress, ProgressCallback
 
@@ -36,7 +37,10 @@ def resolve_precision(precision: str, device: torch.device) -> str:
     """``auto`` becomes bf16 on CUDA devices that have it, fp32 elsewhere."""
     if precision != "auto":
         return precision
-    return "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
+    # Emulated bf16 (before Ampere) is slower than fp32.
+    if device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False):
+        return "bf16"
+    return "fp32"
 
 
 @torch.inference_mode()
@@ -100,7 +104,7 @@ def score_dataset(
     scores, labels, indices = [], [], []
     total, done = len(loader.dataset), 0  # type: ignore[arg-type]
     try:
-        for views, label, index in loader:
+        for views, label, index in batches(loader):
             scores.append(score_views(model, views, mean, std, precision))
             labels.append(label)
             indices.append(index)

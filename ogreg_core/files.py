@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
 __all__ = ["VIDEO_SUFFIXES", "write_atomic", "write_text_atomic"]
+
+_FULL_DISK_BYTES = 2**20
 
 VIDEO_SUFFIXES = frozenset(
     {".3gp", ".avi", ".flv", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ogv"}
@@ -25,7 +29,13 @@ def write_atomic(path: Path, write: Callable[[Path], object]) -> None:
     os.close(handle)
     temporary = Path(name)
     try:
-        write(temporary)
+        try:
+            write(temporary)
+        except Exception as error:
+            # torch and safetensors report a full disk in words of their own.
+            if shutil.disk_usage(path.parent).free < _FULL_DISK_BYTES:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from error
+            raise
         with open(temporary, "rb+") as file:
             os.fsync(file.fileno())
         # mkstemp makes private files; give the result the permissions a plain open() would.

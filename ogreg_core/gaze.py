@@ -247,9 +247,10 @@ def _plot_profiles(figure, grid, result: GazeResult) -> None:  # type: ignore[no
             axes.plot((edges[:-1] + edges[1:]) / 2, values, color=colour, label=name, marker=".")
         axes.set_ylabel(_PROFILE_LABELS[curve], fontsize=9)
         axes.tick_params(labelsize=8)
-        axes.set_xlim(*ends) if ends[1] > ends[0] else None
+        if ends[1] > ends[0]:
+            axes.set_xlim(*ends)
         axes.set_ylim(bottom=0)
-        if row == 3:
-            axes.legend(fontsize=7, ncols=3, loc="upper right")
-        else:
-            axes.set_xlabel("seconds", fontsize=9)
+    axes.set_xlabel("seconds", fontsize=9)
+    handles, names = axes.get_legend_handles_labels()
+    # Below the curves, where it hides none of them.
+    figure.legend(handles, names, fontsize=8, ncols=min(6, len(names)), loc="outside lower center")

@@ -60,29 +60,24 @@ class Predictor:
     Args:
         model: in evaluation mode.
         info: the checkpoint's description.
-        device: where to run.
-        precision: as in the recipe.
+        device: where to run; the precision is the checkpoint's.
     """
 
-    def __init__(
-        self, model: nn.Module, info: CheckpointInfo, device: torch.device, precision: str = "auto"
-    ) -> None:
+    def __init__(self, model: nn.Module, info: CheckpointInfo, device: torch.device) -> None:
         self.model = model.to(device).eval()
         self.info = info
         self.device = device
-        self.precision = resolve_precision(precision, device)
+        self.precision = resolve_precision(info.precision, device)
 
     @classmethod
-    def from_checkpoint(
-        cls, path: str | Path, device: torch.device, precision: str = "auto"
-    ) -> Predictor:
+    def from_checkpoint(cls, path: str | Path, device: torch.device) -> Predictor:
         """Load a checkpoint file.
 
         Raises:
             CheckpointError: missing, broken or not ours.
         """
         model, info = load_model(path)
-        return cls(model, info, device, precision)
+        return cls(model, info, device)
 
     def predict(self, path: str | Path, views: Views | None = None, top: int = 5) -> Prediction:
         """Scores of one video file.

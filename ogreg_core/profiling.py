@@ -8,7 +8,6 @@ against the unfused formula.
 from __future__ import annotations
 
 import math
-import resource
 import statistics
 import sys
 import time
@@ -143,8 +142,14 @@ def measure(
 
 
 def peak_memory_mb(device: torch.device) -> float:
-    """Peak megabytes so far: allocated on the GPU, or resident in this process on a CPU."""
+    """Peak megabytes so far: allocated on the GPU, or resident in this process on a CPU; not a
+    number where the system does not tell.
+    """
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
+    try:
+        import resource
+    except ImportError:  # Windows
+        return math.nan
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / 2**20 if sys.platform == "darwin" else peak / 2**10

@@ -1,7 +1,7 @@
 """The recipe: everything that is learnt, in one typed, validated, printable and hashable place.
 
 A recipe is a TOML file. Values come from, in rising order: the built-in defaults, the file named by
-``extends``, the file itself, and ``dotted.key=value`` overrides in TOML grammar. Unknown keys and
+``extends``, the file itself, flags, and ``dotted.key=value`` overrides in TOML grammar. Unknown keys and
 wrong types are refused, all at once, before anything heavy is imported: this module must not import
 torch.
 """
@@ -26,7 +26,7 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib  # type: ignore[import-not-found,unused-ignore]
 
-__all__ = ["LoadedRecipe", "Recipe", "builtin_recipes", "load_recipe"]
+__all__ = ["LoadedRecipe", "Recipe", "builtin_recipes", "load_recipe", "parse_model_options"]
 
 
 class Table(BaseModel):
@@ -182,7 +182,7 @@ class LoadedRecipe:
     Args:
         name: file name without ending; names the run folder.
         recipe: the validated content.
-        origins: ``built-in``, a file name, or ``override`` by dotted key.
+        origins: ``built-in``, a file name, ``flag`` or ``override`` by dotted key.
     """
 
     name: str
@@ -217,12 +217,15 @@ def builtin_recipes() -> dict[str, Path]:
     return {}
 
 
-def load_recipe(path: str, overrides: Sequence[str] = ()) -> LoadedRecipe:
+def load_recipe(
+    path: str, overrides: Sequence[str] = (), flags: Sequence[str] = ()
+) -> LoadedRecipe:
     """Read, merge, override and validate.
 
     Args:
         path: a file, or the name of a built-in recipe, with or without ``recipes/`` and ``.toml``.
         overrides: ``dotted.key=value`` each, value in TOML grammar.
+        flags: the same, from command-line flags; overrides win over them.
 
     Raises:
         UsageError: missing file, broken TOML, unknown keys, wrong types; lists all problems.
@@ -230,8 +233,11 @@ def load_recipe(path: str, overrides: Sequence[str] = ()) -> LoadedRecipe:
     file = _find_recipe(path)
     origins: dict[str, str] = {}
     values = _read_with_extends(file, origins, ())
+    changes = [*((text, "flag") for text in flags), *((text, "override") for text in overrides)]
     problems = [
-        problem for text in overrides if (problem := _apply_override(text, values, origins))
+        problem
+        for text, origin in changes
+        if (problem := _apply_override(text, values, origins, origin))
     ]
     problems += [f"{key}: {text}" for key, text in _unknown_keys(values, Recipe)]
     if not problems:
@@ -251,7 +257,8 @@ def _find_recipe(path: str) -> Path:
     if file.is_file():
         return file
     builtin = builtin_recipes()
-    if file.parent.as_posix() in (".", "recipes") and file.stem in builtin:
+    named_so = file.suffix in ("", ".toml") and file.parent.as_posix() in (".", "recipes")
+    if named_so and file.stem in builtin:
         return builtin[file.stem]
     hint = nearest(file.stem, builtin)
     raise UsageError(
@@ -301,20 +308,14 @@ def _leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
             yield f"{prefix}{key}"
 
 
-def _apply_override(text: str, values: dict[str, Any], origins: dict[str, str]) -> str:
+def _apply_override(text: str, values: dict[str, Any], origins: dict[str, str], origin: str) -> str:
     """Set one ``dotted.key=value``; returns a problem or nothing."""
     key, equals, value = text.partition("=")
     if not equals or not key:
         return f"{text}: not of the form key=value"
     annotation = _annotation(key)
-    if annotation is str or _is_words(annotation):
-        parsed: Any = value.strip("\"'")
-    else:
-        try:
-            parsed = tomllib.loads(f"v = {value}")["v"]
-        except tomllib.TOMLDecodeError:
-            # A bare word is a string; the schema then says whether a string will do.
-            parsed = value
+    wants_text = annotation is str or _is_words(annotation)
+    parsed = value.strip("\"'") if wants_text else _parse_value(value)
     table = values
     *tables, leaf = key.split(".")
     for name in tables:
@@ -322,8 +323,32 @@ def _apply_override(text: str, values: dict[str, Any], origins: dict[str, str]) 
         if not isinstance(table, dict):
             return f"{key}: {name} is not a table"
     table[leaf] = parsed
-    origins[key] = "override"
+    origins[key] = origin
     return ""
+
+
+def _parse_value(text: str) -> Any:
+    """A TOML value; a bare word is a string, and the schema then says whether a string will do."""
+    try:
+        return tomllib.loads(f"v = {text}")["v"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def parse_model_options(model: str, texts: Sequence[str]) -> dict[str, Any]:
+    """Architecture options from ``key=value`` texts.
+
+    Raises:
+        UsageError: not of that form, or not an option of the model.
+    """
+    options = {}
+    for text in texts:
+        key, equals, value = text.partition("=")
+        if not equals:
+            raise UsageError(f"{text!r} is not of the form key=value", fix="--option stem=patch")
+        options[key] = _parse_value(value)
+    check_options(model, options)
+    return options
 
 
 def _is_words(annotation: Any) -> bool:

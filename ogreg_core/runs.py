@@ -7,6 +7,7 @@ from __future__ import annotations
 import json
 import logging
 import platform
+import shlex
 import sys
 from dataclasses import dataclass
 from importlib import metadata
@@ -48,11 +49,8 @@ class RunFolder:
         """
         try:
             if out is not None:
+                cls.check_free(out)
                 out.mkdir(parents=True, exist_ok=True)
-                if any(out.iterdir()):
-                    raise UsageError(
-                        f"{out} is not empty", fix="choose another --out, or --resume the run in it"
-                    )
                 return cls(out)
             parent = base / command / name
             parent.mkdir(parents=True, exist_ok=True)
@@ -68,6 +66,16 @@ class RunFolder:
             raise EnvironmentFault(
                 "the run folder cannot be created", why=str(error), fix="--out FOLDER"
             ) from error
+
+    @staticmethod
+    def check_free(out: Path | None) -> None:
+        """Refuse an explicit folder that holds something, before any work is done.
+
+        Raises:
+            UsageError: it is not empty, or a file.
+        """
+        if out is not None and out.exists() and (not out.is_dir() or any(out.iterdir())):
+            raise UsageError(f"{out} is not an empty folder", fix="choose another --out")
 
     @property
     def checkpoints(self) -> Path:
@@ -88,6 +96,11 @@ class RunFolder:
     def state(self) -> Path:
         """Everything that ``--resume`` needs."""
         return self.checkpoints / "state.pt"
+
+    def note_command(self) -> None:
+        """Append the command line to ``command.txt``: first the start, then each resumption."""
+        with open(self.path / "command.txt", "a", encoding="utf-8") as file:
+            file.write(shlex.join(sys.argv) + "\n")
 
     def write_json(self, name: str, content: Any) -> None:
         """Write one JSON document atomically."""

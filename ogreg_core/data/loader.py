@@ -15,11 +15,12 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
 from ogreg_core.data.manifest import Manifest, Row
 from ogreg_core.data.sampling import ClipSampling, middle_only, test_indices, train_indices
 from ogreg_core.data.transforms import Augmentation, TestCrops, augment, test_crops
+from ogreg_core.errors import OgregError
 from ogreg_core.video import read_frames
 
 __all__ = [
@@ -28,6 +29,7 @@ __all__ = [
     "FrameControl",
     "ViewDataset",
     "Views",
+    "batches",
     "load_views",
     "sample_rng",
     "test_loader",
@@ -168,22 +170,61 @@ class EpochSampler(Sampler[tuple[int, int]]):
         return iter([(self.epoch, index) for index in order[self.start :]])
 
     def __len__(self) -> int:
-        return self.length - self.start
+        return max(self.length - self.start, 0)
 
 
 def _quiet_worker(_worker: int) -> None:
-    """One thread per worker; Ctrl-C is the main process's to handle."""
+    """One thread per worker; signals are the main process's to handle."""
     import signal
 
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # Launchers signal the whole process group: the main process decides when the workers go.
+    for name in ("SIGINT", "SIGTERM", "SIGUSR1"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
     torch.set_num_threads(1)
 
 
+class _Guarded(Dataset[Any]):
+    """Hands errors over as values: torch would turn them into text on the way out of a worker."""
+
+    def __init__(self, dataset: ClipDataset | ViewDataset) -> None:
+        self.dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, key: Any) -> Any:
+        try:
+            return self.dataset[key]
+        except OgregError as error:
+            return error
+
+
+def _collate(items: list[Any]) -> Any:
+    for item in items:
+        if isinstance(item, OgregError):
+            return item
+    return default_collate(items)
+
+
+def batches(loader: DataLoader[Any]) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """The batches of a loader made here.
+
+    Raises:
+        VideoError: a video cannot be read; raised in the calling process with all its fields.
+    """
+    for batch in loader:
+        if isinstance(batch, OgregError):
+            raise batch
+        yield batch
+
+
 def _loader(
-    dataset: Dataset[Any], batch_size: int, workers: int, **options: Any
+    dataset: ClipDataset | ViewDataset, batch_size: int, workers: int, **options: Any
 ) -> DataLoader[Any]:
     return DataLoader(
-        dataset,
+        _Guarded(dataset),
+        collate_fn=_collate,
         batch_size=batch_size,
         num_workers=workers,
         worker_init_fn=_quiet_worker,

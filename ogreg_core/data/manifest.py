@@ -10,6 +10,7 @@ import hashlib
 import io
 import json
 import os
+import shlex
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -22,6 +23,7 @@ __all__ = ["Manifest", "Row", "load_manifest", "read_dataset_info", "write_datas
 
 DATASET_FILE = "dataset.json"
 LABELS_FILE = "labels.txt"
+SPLITS = ("train", "val", "test")
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,7 @@ class Manifest:
         rows: in file order.
         labels: class names by index.
         mirror: class index after a left-right flip, for classes that a flip turns into another one.
-        sha256: of the split's CSV file.
+        sha256: of the labels and the split's CSV file.
         dataset: name of the data set.
     """
 
@@ -104,6 +106,10 @@ def write_dataset(
         The content of ``dataset.json``.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    (folder / DATASET_FILE).unlink(missing_ok=True)
+    for split in SPLITS:
+        if split not in splits:
+            (folder / f"{split}.csv").unlink(missing_ok=True)
     labels = list(labels)
     write_text_atomic(folder / LABELS_FILE, "".join(f"{label}\n" for label in labels))
     for split, rows in splits.items():
@@ -145,7 +151,7 @@ def read_dataset_info(folder: Path) -> dict[str, Any]:
         raise DataError(
             f"{folder} holds no prepared data set",
             why=f"{path} does not exist",
-            fix=f"ogreg prepare folder {folder}",
+            fix=f"ogreg prepare folder {shlex.quote(str(folder))}, or the data set's own prepare",
         ) from error
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise DataError(
@@ -168,23 +174,41 @@ def load_manifest(folder: Path, split: str) -> Manifest:
     info = read_dataset_info(folder)
     path = folder / f"{split}.csv"
     if not path.is_file():
-        have = ", ".join(sorted(p.stem for p in folder.glob("*.csv"))) or "none"
+        have = ", ".join(name for name in SPLITS if (folder / f"{name}.csv").is_file()) or "none"
         raise DataError(f"{folder} has no split {split!r}", why=f"splits found: {have}")
-    labels = tuple((folder / LABELS_FILE).read_text(encoding="utf-8").splitlines())
-    content = path.read_bytes()
-    rows = tuple(_parse_rows(path, content.decode("utf-8"), len(labels)))
+    names = _read_text(folder / LABELS_FILE)
+    labels = tuple(names.splitlines())
+    content = _read_text(path)
+    rows = tuple(_parse_rows(path, content, len(labels)))
     if not rows:
         raise DataError(f"{path} lists no videos")
-    indices = {label: i for i, label in enumerate(labels)}
     return Manifest(
         root=(folder / info["root"]).resolve(),
         split=split,
         rows=rows,
         labels=labels,
-        mirror={indices[a]: indices[b] for a, b in info.get("mirror", {}).items()},
-        sha256=hashlib.sha256(content).hexdigest(),
+        mirror=_mirror_indices(folder, info.get("mirror", {}), labels),
+        sha256=hashlib.sha256(f"{names}\n{content}".encode()).hexdigest(),
         dataset=info["dataset"],
     )
+
+
+def _read_text(path: Path) -> str:
+    """UTF-8, with or without the byte-order mark that spreadsheets write."""
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path} cannot be read", why=str(error), fix="save it as UTF-8") from error
+
+
+def _mirror_indices(folder: Path, names: Any, labels: tuple[str, ...]) -> dict[int, int]:
+    try:
+        return {labels.index(a): labels.index(b) for a, b in names.items()}
+    except (AttributeError, ValueError) as error:
+        raise DataError(
+            f"the mirror table in {folder / DATASET_FILE} does not fit {LABELS_FILE}",
+            why=str(error),
+        ) from error
 
 
 def _parse_rows(path: Path, content: str, classes: int) -> Iterable[Row]:

@@ -145,7 +145,8 @@ def augment(
     """
     transform = _spatial(spec.size, spec.scale, spec.ratio, spec.color_jitter, spec.erasing)
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(rng.getrandbits(63))
+        # Not torch.manual_seed, which would also reset every GPU's generator.
+        torch.default_generator.manual_seed(rng.getrandbits(63))
         frames = transform(frames)
     if spec.flip != "none" and rng.random() < 0.5:
         frames = frames.flip(-1)

@@ -166,8 +166,7 @@ def render_clip(label: str, seed: int, size: int = SIZE) -> np.ndarray:
 
     Args:
         label: one of the names in ``PAIRS``.
-        seed: scene, timing and texture; the two classes of a pair differ by nothing but the
-            direction of time.
+        seed: scene, timing and texture; both classes of a pair draw from one distribution.
         size: side in pixels.
 
     Returns:
@@ -225,7 +224,7 @@ def prepare_demo(
     Raises:
         DataError: the folder holds something else.
     """
-    root = root.resolve()
+    root = root.expanduser().resolve()
     marker = root / ".ogreg-demo"
     if root.exists() and any(root.iterdir()) and not marker.exists():
         raise DataError(
@@ -236,6 +235,7 @@ def prepare_demo(
     root.mkdir(parents=True, exist_ok=True)
     settings = f"seed {seed}, {train_per_class} train and {val_per_class} val clips per class\n"
     if marker.exists() and marker.read_text() != settings:
+        (root / "dataset.json").unlink(missing_ok=True)
         for split in ("train", "val"):
             shutil.rmtree(root / split, ignore_errors=True)
     marker.write_text(settings)
@@ -252,5 +252,10 @@ def prepare_demo(
                     jobs.append((path, label, clip_seed))
     parallel_map(_render_file, jobs, workers, "render", on_progress)
     return prepare_folder(
-        root, name="demo", workers=workers, mirror=MIRROR, on_progress=on_progress
+        root,
+        name="demo",
+        workers=workers,
+        mirror=MIRROR,
+        options={"seed": seed, "train_per_class": train_per_class, "val_per_class": val_per_class},
+        on_progress=on_progress,
     )

@@ -41,6 +41,7 @@ def prepare_folder(
     seed: int = 0,
     workers: int = 0,
     mirror: dict[str, str] | None = None,
+    options: dict[str, Any] | None = None,
     on_progress: ProgressCallback,
 ) -> PrepareReport:
     """Write the manifest of a class-folder data set; no video is moved or changed.
@@ -54,13 +55,14 @@ def prepare_folder(
         seed: of that split.
         workers: processes for probing; 0: this one.
         mirror: class names that a left-right flip exchanges.
+        options: how the videos came about, recorded instead of the split's options.
         on_progress: receives progress events.
 
     Raises:
         DataError: no such folder, no classes, or no readable video.
         EnvironmentFault: the manifest cannot be written there.
     """
-    root = root.resolve()
+    root = root.expanduser().resolve()
     if not root.is_dir():
         raise DataError(f"{root} is not a folder", fix="ogreg prepare folder PATH_TO_YOUR_VIDEOS")
     folder = (out or root).resolve()
@@ -85,11 +87,7 @@ def prepare_folder(
         raise DataError(f"none of the videos in {root} can be read", why=quarantined[0].detail)
     write_quarantine(folder, quarantined)
     name = name or root.name
-    options: dict[str, Any] = {
-        "val_share": val_share,
-        "seed": seed,
-        "quarantined": len(quarantined),
-    }
+    options = options or {"val_share": val_share, "seed": seed}
     write_dataset(
         folder,
         dataset=name,
@@ -97,7 +95,7 @@ def prepare_folder(
         labels=classes,
         splits=splits,
         mirror={k: v for k, v in (mirror or {}).items() if k in index and v in index},
-        options=options,
+        options={**options, "quarantined": len(quarantined)},
         version=__version__,
     )
     remember(name, folder)
@@ -135,7 +133,15 @@ def _folders(root: Path) -> list[Path]:
 
 def _list_split_folders(root: Path) -> Listing:
     """The ``ROOT/<split>/<class>/<file>`` layout; empty if there is no train folder."""
-    folders = {_SPLITS[f.name.lower()]: f for f in _folders(root) if f.name.lower() in _SPLITS}
+    folders: dict[str, Path] = {}
+    for folder in _folders(root):
+        split = _SPLITS.get(folder.name.lower())
+        if split in folders:
+            raise DataError(
+                f"{root} holds two {split} splits", why=f"{folders[split]} and {folder}"
+            )
+        if split:
+            folders[split] = folder
     if "train" not in folders:
         return {}
     return {
@@ -154,7 +160,8 @@ def _split_class_folders(root: Path, val_share: float, seed: int) -> Listing:
     for class_folder in _folders(root):
         videos = _videos(class_folder)
         random.Random(f"{seed},{class_folder.name}").shuffle(videos)
-        held_out = round(len(videos) * val_share)
+        # At least one, so that every class with two videos is validated; at least one to learn from.
+        held_out = min(max(round(len(videos) * val_share), 1), len(videos) - 1) if val_share else 0
         for position, video in enumerate(videos):
             split = "val" if position < held_out else "train"
             listing[split].append((video.relative_to(root).as_posix(), class_folder.name))

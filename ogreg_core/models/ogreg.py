@@ -27,7 +27,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Any, Literal, cast
 
 import torch
@@ -506,6 +506,3 @@ def build_ogreg(
             config, stages=tuple(replace(stage, stride=stride) for stage, stride in pairs)
         )
     return OGReG(config, num_classes, drop_path, dropout)
-
-
-CHOICES = frozenset(f.name for f in fields(OGReGConfig)) - {"stages"}

@@ -29,7 +29,8 @@ class ModelEntry:
     Args:
         factory: ``module:function``, called with ``num_classes`` and keyword options.
         arguments: fixed arguments of this entry.
-        options: names of the options a recipe may set in ``[model.options]``.
+        options: what a recipe may set in ``[model.options]``: allowed words, or the length of a list
+            of positive integers, by name.
         frames, size: usual input, frames and pixels.
         params_m: millions of parameters with 400 classes.
         gmacs: billions of multiply-adds of one view of the usual input.
@@ -39,7 +40,7 @@ class ModelEntry:
 
     factory: str
     arguments: Mapping[str, Any]
-    options: tuple[str, ...]
+    options: Mapping[str, tuple[str, ...] | int]
     frames: int
     size: int
     params_m: float
@@ -53,7 +54,12 @@ def _ogreg(variant: str, frames: int, size: int, params_m: float, gmacs: float) 
     return ModelEntry(
         factory="ogreg_core.models.ogreg:build_ogreg",
         arguments={"variant": variant},
-        options=("stem", "gaze", "similarity", "strides"),
+        options={
+            "stem": ("conv", "patch"),
+            "gaze": ("modulated", "2d", "3d"),
+            "similarity": ("frame", "position"),
+            "strides": 4,
+        },
         frames=frames,
         size=size,
         params_m=params_m,
@@ -95,18 +101,33 @@ def find_model(name: str) -> ModelEntry:
 
 
 def check_options(name: str, options: Mapping[str, Any]) -> None:
-    """Refuse options that the model does not have.
+    """Refuse options that the model does not have, and values it does not take.
 
     Raises:
-        UsageError: names the nearest option.
+        UsageError: names the nearest option, or the values that would do.
     """
     known = find_model(name).options
-    for option in options:
+    for option, value in options.items():
         if option not in known:
             hint = nearest(option, known)
             raise UsageError(
                 f"model {name} has no option {option!r}", why=hint or f"options: {', '.join(known)}"
             )
+        allowed = known[option]
+        if isinstance(allowed, tuple):
+            fits, wanted = value in allowed, f"one of {', '.join(allowed)}"
+        else:
+            fits, wanted = _is_positive_list(value, allowed), f"{allowed} positive integers"
+        if not fits:
+            raise UsageError(f"model option {option} is {value!r}", why=f"it must be {wanted}")
+
+
+def _is_positive_list(value: Any, length: int) -> bool:
+    return (
+        isinstance(value, (list, tuple))
+        and len(value) == length
+        and all(type(item) is int and item > 0 for item in value)
+    )
 
 
 def create_model(

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import sys
-from dataclasses import dataclass
+import shlex
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from ogreg_core.data.transforms import Augmentation
 from ogreg_core.datasets.locations import find_dataset
 from ogreg_core.errors import CheckpointError, DataError
 from ogreg_core.evaluation import Metrics, compute_metrics, resolve_precision, score_dataset
+from ogreg_core.files import write_text_atomic
 from ogreg_core.models.registry import create_model, find_model
 from ogreg_core.models.weights import (
     TORCHVISION_SWIN,
@@ -27,13 +29,20 @@ from ogreg_core.models.weights import (
     load_torchvision,
     map_swin,
 )
-from ogreg_core.progress import Note, ProgressCallback
+from ogreg_core.progress import Note, Progress, ProgressCallback
 from ogreg_core.recipe import LoadedRecipe, Recipe
-from ogreg_core.runs import RunFolder, environment
+from ogreg_core.runs import RunFolder, environment, find_checkpoint
 from ogreg_core.training.loop import Trainer, TrainSettings
 from ogreg_core.training.optim import build_optimizer, build_schedule
 
-__all__ = ["Splits", "build_model", "build_trainer", "check_same_data", "load_splits"]
+__all__ = [
+    "Splits",
+    "build_model",
+    "build_trainer",
+    "check_same_data",
+    "describe_run",
+    "load_splits",
+]
 
 
 @dataclass(frozen=True)
@@ -45,13 +54,17 @@ class Splits:
     val: Manifest
 
 
-def load_splits(recipe: Recipe) -> Splits:
+def load_splits(recipe: Recipe, folder: Path | None = None) -> Splits:
     """Find and read the data set of a recipe.
+
+    Args:
+        recipe: names the data set and its splits.
+        folder: where the manifest lies, if that is known.
 
     Raises:
         DataError: not prepared, or broken.
     """
-    folder = find_dataset(recipe.data.dataset, recipe.data.root)
+    folder = folder or find_dataset(recipe.data.dataset, recipe.data.root)
     train = load_manifest(folder, recipe.data.train_split)
     val = load_manifest(folder, recipe.data.val_split)
     if len(train.rows) < 2:
@@ -79,15 +92,16 @@ def build_model(recipe: Recipe, labels: tuple[str, ...]) -> tuple[nn.Module, Loa
     if source in TORCHVISION_SWIN:
         state, source_labels = load_torchvision(source)
     else:
-        state = load_state_file(source)
-        source_labels = _labels_of(source)
+        file = find_checkpoint(source)
+        state = load_state_file(file)
+        source_labels = _labels_of(file)
     if source_labels is None or source in TORCHVISION_SWIN:
         state = map_swin(state)
     report = initialise(model, state, source, classes=labels, source_classes=source_labels)
     return model, report
 
 
-def _labels_of(path: str) -> list[str] | None:
+def _labels_of(path: Path) -> list[str] | None:
     """Class names if the file is one of our checkpoints."""
     try:
         return load_checkpoint(path)[1].labels
@@ -109,6 +123,8 @@ def _describe(loaded: LoadedRecipe, splits: Splits) -> CheckpointInfo:
         std=entry.std,
         clips=recipe.eval.clips,
         crops=recipe.eval.crops,
+        split=recipe.data.val_split,
+        precision=recipe.train.precision,
         dataset=splits.train.dataset,
         data_folder=str(splits.folder.resolve()),
         recipe=loaded.name,
@@ -139,7 +155,7 @@ def build_trainer(
     workers: int,
     on_progress: ProgressCallback,
 ) -> Trainer:
-    """Everything wired together; writes the run folder's description files.
+    """Everything wired together.
 
     Raises:
         CheckpointError: starting weights are missing or belong to another model.
@@ -168,20 +184,24 @@ def build_trainer(
     batch = max(1, recipe.train.batch_size // views.count)
     val_loader = test_loader(ViewDataset(splits.val, views), batch, workers)
 
-    def validate() -> Metrics:
+    def validate(after_batch: Callable[[], None]) -> Metrics:
+        def report(event: Progress | Note) -> None:
+            on_progress(event)
+            after_batch()
+
         found = score_dataset(
             model,
             val_loader,
             info.mean,
             info.std,
             precision=precision,
-            on_progress=on_progress,
+            on_progress=report,
             task="validate",
         )
         return compute_metrics(found.scores, found.labels)
 
     def save_model(path: Path, epoch: int, figures: dict[str, float]) -> None:
-        described = CheckpointInfo(**{**info.__dict__, "epoch": epoch, "metrics": figures})
+        described = replace(info, epoch=epoch, metrics=figures)
         save_checkpoint(path, model.state_dict(), described)
 
     settings = TrainSettings(
@@ -195,7 +215,7 @@ def build_trainer(
         mean=info.mean,
         std=info.std,
     )
-    _describe_run(run, loaded, splits)
+    run.checkpoints.mkdir(parents=True, exist_ok=True)
     return Trainer(
         model,
         optimizer,
@@ -206,14 +226,14 @@ def build_trainer(
         run,
         validate,
         save_model,
+        lambda index: splits.train.rows[index].path,
         on_progress,
     )
 
 
-def _describe_run(run: RunFolder, loaded: LoadedRecipe, splits: Splits) -> None:
-    run.checkpoints.mkdir(parents=True, exist_ok=True)
-    (run.path / "recipe.toml").write_text(loaded.recipe.to_toml(), encoding="utf-8")
-    (run.path / "command.txt").write_text(" ".join(sys.argv) + "\n", encoding="utf-8")
+def describe_run(run: RunFolder, loaded: LoadedRecipe, splits: Splits) -> None:
+    """Write what a new run starts from: recipe, environment and data."""
+    write_text_atomic(run.path / "recipe.toml", loaded.recipe.to_toml())
     run.write_json("env.json", environment())
     run.write_json("data.json", {"recipe": loaded.name, **_describe_data(splits)})
 
@@ -240,5 +260,5 @@ def check_same_data(run: RunFolder, splits: Splits) -> None:
             raise DataError(
                 f"the {split} manifest in {splits.folder} is not the one that {run.path} began with",
                 why=f"{before[split]['videos']} videos then, {now[split]['videos']} now",
-                fix=f"restore it, or start a new run: --init-from {run.last}",
+                fix=f"restore it, or start a new run with --init-from {shlex.quote(str(run.path))}",
             )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import shlex
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader
 
-from ogreg_core.data.loader import EpochSampler
+from ogreg_core.data.loader import EpochSampler, batches
 from ogreg_core.data.transforms import to_input
 from ogreg_core.errors import Interrupted, WorkFailed
 from ogreg_core.evaluation import Metrics, autocast
@@ -59,8 +60,9 @@ class Trainer:
         loader, sampler: training batches and their order.
         settings: plain arguments.
         run: where everything is written.
-        validate: gives metrics of the validation split.
+        validate: gives metrics of the validation split; calls its argument after every batch.
         save_model: writes a checkpoint file from the finished epochs and their metrics.
+        name_of: the file name of a training sample's index, for error messages.
         on_progress: receives a ``Progress`` per step.
     """
 
@@ -73,8 +75,9 @@ class Trainer:
         sampler: EpochSampler,
         settings: TrainSettings,
         run: RunFolder,
-        validate: Callable[[], Metrics],
+        validate: Callable[[Callable[[], None]], Metrics],
         save_model: Callable[[Any, int, dict[str, float]], None],
+        name_of: Callable[[int], str],
         on_progress: ProgressCallback,
     ) -> None:
         self.model = model
@@ -86,12 +89,12 @@ class Trainer:
         self.run = run
         self.validate = validate
         self.save_model = save_model
+        self.name_of = name_of
         self.on_progress = on_progress
         self.device = next(model.parameters()).device
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=settings.precision == "fp16")
         self.position = Position()
         self.metrics: Metrics | None = None
-        self.epoch_loss = math.nan
 
     def fit(self) -> Position:
         """Train from the current position to the last epoch.
@@ -108,8 +111,10 @@ class Trainer:
         with StopRequest() as stop, SummaryWriter(folder, purge_step=purge) as board:
             while self.position.epoch < self.settings.epochs:
                 self._train_epoch(stop)
-                self._finish_epoch(board)
-                self._stop_if_asked(stop)
+                self._finish_epoch(stop, board)
+        if self.metrics is None:
+            # Nothing was left to train: the run had ended just before its report.
+            self.metrics = self.validate(lambda: None)
         return self.position
 
     def _train_epoch(self, stop: StopRequest) -> None:
@@ -117,16 +122,20 @@ class Trainer:
         self.model.train()
         self.sampler.set_position(position.epoch, position.batch * self.settings.batch_size)
         total = position.batch + len(self.loader)
+        task = f"epoch {position.epoch + 1}/{self.settings.epochs}"
+        already = position.seconds
         started = before = time.perf_counter()
-        waited, clips, loss_sum = 0.0, 0, 0.0
-        for batch, labels, indices in self.loader:
+        waited, clips = 0.0, 0
+        for batch, labels, indices in batches(self.loader):
             waited += time.perf_counter() - before
             loss, correct = self._step(batch, labels, indices)
             position.batch += 1
             position.step += 1
+            position.loss_sum += loss * len(labels)
+            position.clips += len(labels)
             clips += len(labels)
-            loss_sum += loss * len(labels)
             elapsed = time.perf_counter() - started
+            position.seconds = already + elapsed
             record: dict[str, Any] = {
                 "kind": "train",
                 "epoch": position.epoch + 1,
@@ -139,14 +148,9 @@ class Trainer:
             }
             self.run.append_metrics(record)
             shown = {key: record[key] for key in ("loss", "lr", "clips_per_s", "data_wait_pct")}
-            task = f"epoch {position.epoch + 1}/{self.settings.epochs}"
             self.on_progress(Progress(task, position.batch, total, shown))
-            if stop.number and position.batch < total:
-                position.seconds += elapsed
-                self._stop_if_asked(stop)
+            self._stop_if_asked(stop)
             before = time.perf_counter()
-        position.seconds += time.perf_counter() - started
-        self.epoch_loss = loss_sum / clips
 
     def _step(self, batch: Tensor, labels: Tensor, indices: Tensor) -> tuple[float, int]:
         settings = self.settings
@@ -170,41 +174,43 @@ class Trainer:
         return value, int((logits.argmax(dim=1) == labels).sum())
 
     def _fail_on_loss(self, value: float, indices: Tensor) -> None:
-        rows = self.loader.dataset.manifest.rows  # type: ignore[attr-defined]
-        names = ", ".join(rows[int(i)].path for i in indices)
+        names = ", ".join(self.name_of(int(i)) for i in indices)
         raise WorkFailed(
             f"the training loss became {value}",
             where=f"epoch {self.position.epoch + 1}, batch of {names}",
             fix="lower train.lr, or set train.clip_grad=1.0",
         )
 
-    def _finish_epoch(self, board: SummaryWriter) -> None:
+    def _finish_epoch(self, stop: StopRequest, board: SummaryWriter) -> None:
         position = self.position
-        position.epoch += 1
-        position.batch = 0
-        last = position.epoch == self.settings.epochs
+        epoch = position.epoch + 1
+        train_loss = position.loss_sum / position.clips
         figures: dict[str, float] = {}
-        if last or position.epoch % self.settings.eval_every == 0:
-            self.metrics = self.validate()
+        if epoch == self.settings.epochs or epoch % self.settings.eval_every == 0:
+            # Validation can take long; stopped or killed in it, only it is repeated.
+            self.save()
+            self.metrics = self.validate(lambda: self._stop_if_asked(stop))
             figures = self.metrics.figures()
-            record = {"kind": "val", "epoch": position.epoch, "step": position.step, **figures}
-            self.run.append_metrics(record)
-            log.info("epoch %d: %s", position.epoch, figures)
+            self.run.append_metrics(
+                {"kind": "val", "epoch": epoch, "step": position.step, **figures}
+            )
+            log.info("epoch %d: %s", epoch, figures)
             if self.metrics.top1 > position.best_top1:
-                position.best_top1, position.best_epoch = self.metrics.top1, position.epoch
-                self.save_model(self.run.best, position.epoch, figures)
-        self._write_tensorboard(board, figures)
-        self.save_model(self.run.last, position.epoch, figures)
+                position.best_top1, position.best_epoch = self.metrics.top1, epoch
+                self.save_model(self.run.best, epoch, figures)
+        self._write_tensorboard(board, epoch, {"train/loss": train_loss, **figures})
+        self.save_model(self.run.last, epoch, figures)
+        position.epoch, position.batch, position.loss_sum, position.clips = epoch, 0, 0.0, 0
         self.save()
-        shown = {"train_loss": self.epoch_loss, **figures}
-        self.on_progress(Progress("epochs", position.epoch, self.settings.epochs, shown))
+        shown = {"train_loss": train_loss, **figures}
+        self.on_progress(Progress("epochs", epoch, self.settings.epochs, shown))
 
-    def _write_tensorboard(self, board: SummaryWriter, figures: dict[str, float]) -> None:
-        epoch = self.position.epoch
-        board.add_scalar("train/loss", self.epoch_loss, epoch)
+    def _write_tensorboard(
+        self, board: SummaryWriter, epoch: int, figures: dict[str, float]
+    ) -> None:
         board.add_scalar("train/lr", self.schedule.get_last_lr()[0], epoch)
         for name, value in figures.items():
-            board.add_scalar(f"val/{name}", value, epoch)
+            board.add_scalar(name if "/" in name else f"val/{name}", value, epoch)
         board.flush()
 
     def _stop_if_asked(self, stop: StopRequest) -> None:
@@ -213,7 +219,7 @@ class Trainer:
             raise Interrupted(
                 f"stopped at step {self.position.step}, state saved",
                 signal_number=stop.number,
-                fix=f"ogreg train --resume {self.run.path}",
+                fix=f"ogreg train --resume {shlex.quote(str(self.run.path))}",
             )
 
     def save(self) -> None:

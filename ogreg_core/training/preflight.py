@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from ogreg_core import profiling
 from ogreg_core.errors import CheckpointError, DataError
 from ogreg_core.evaluation import autocast, resolve_precision
-from ogreg_core.recipe import LoadedRecipe
+from ogreg_core.models.weights import TORCHVISION_SWIN
+from ogreg_core.recipe import InitTable, LoadedRecipe
 from ogreg_core.training.assemble import build_model, load_splits
 from ogreg_core.training.optim import build_optimizer
 
@@ -49,12 +50,16 @@ def check_recipe(loaded: LoadedRecipe, device: torch.device) -> Preflight:
         found.figures["validation videos"] = len(splits.val.rows)
         found.figures["steps per epoch"] = max(len(splits.train.rows) // recipe.train.batch_size, 1)
     found.figures["classes"] = len(labels)
+    scratch = recipe.model_copy(update={"init": InitTable()})
+    if recipe.init.weights in TORCHVISION_SWIN:
+        # Not fetched here: a dry run uses no network and writes no cache.
+        found.figures["starting weights"] = f"{recipe.init.weights}, fetched by name at the start"
+        recipe = scratch
     try:
         model, report = build_model(recipe, labels)
     except CheckpointError as error:
         found.missing.append(f"starting weights: {error}")
-        without = recipe.model_copy(update={"init": recipe.init.model_copy(update={"weights": ""})})
-        model, report = build_model(without, labels)
+        model, report = build_model(scratch, labels)
     if report is not None:
         found.figures["starting weights"] = report.summary()
     shape = (recipe.data.frames, recipe.data.size, recipe.data.size)

@@ -6,6 +6,8 @@ import signal
 import time
 from types import FrameType, TracebackType
 
+from ogreg_core.errors import Interrupted
+
 __all__ = ["StopRequest"]
 
 _ASKED_TO_STOP = [
@@ -28,7 +30,9 @@ class StopRequest:
     def _handle(self, number: int, _frame: FrameType | None) -> None:
         # Terminals and launchers may deliver the same interrupt twice.
         if self.number and time.monotonic() - self._since > 1.0:
-            raise KeyboardInterrupt
+            raise Interrupted(
+                "stopped at once, without saving; the last checkpoint stays", signal_number=number
+            )
         if not self.number:
             self.number = number
             self._since = time.monotonic()

@@ -27,6 +27,7 @@ class Position:
         best_top1: best validation top-1 so far, percent.
         best_epoch: the epoch that reached it.
         seconds: training time so far.
+        loss_sum, clips: over the current epoch, for its mean loss.
     """
 
     epoch: int = 0
@@ -35,6 +36,8 @@ class Position:
     best_top1: float = -1.0
     best_epoch: int = 0
     seconds: float = 0.0
+    loss_sum: float = 0.0
+    clips: int = 0
 
 
 def random_states() -> dict[str, torch.Tensor]:

@@ -39,6 +39,7 @@ class PacketIndex:
         frames: number of presented frames the packets promise.
         average_rate: frames per second as the container states it, 0 if unknown.
         stated_seconds: duration as the container states it, 0 if unknown.
+        held_seconds: where the packets of all streams, sound included, end.
         stated_frames: frame count as the container states it, 0 if unknown.
         distrust: why decord must not read this file; empty when it may.
     """
@@ -56,6 +57,7 @@ class PacketIndex:
     packets: int
     average_rate: float
     stated_seconds: float
+    held_seconds: float
     stated_frames: int
     distrust: str
 
@@ -118,13 +120,15 @@ def _index_container(path: str, container: av.container.InputContainer) -> Packe
             f"{path} uses a video codec this FFmpeg does not know", code="unsupported-codec"
         )
     rows = []
-    discarded = 0
-    for packet in container.demux(stream):
+    held = 0.0
+    for packet in container.demux():
         if packet.size == 0:
             continue
-        if packet.is_discard:
-            discarded += 1
-        rows.append((packet.pts, packet.dts, packet.is_keyframe, packet.is_discard))
+        if packet.pts is not None and packet.time_base is not None:
+            held = max(held, float((packet.pts + (packet.duration or 0)) * packet.time_base))
+        if packet.stream.index == stream.index:
+            rows.append((packet.pts, packet.dts, packet.is_keyframe, packet.is_discard))
+    discarded = sum(row[3] for row in rows)
     codec = stream.codec_context.codec.canonical_name
     if not rows:
         raise VideoError(f"{path} holds no video frames", code="truncated")
@@ -156,6 +160,7 @@ def _index_container(path: str, container: av.container.InputContainer) -> Packe
         packets=len(rows),
         average_rate=float(stream.average_rate or 0),
         stated_seconds=(container.duration or 0) / av.time_base,
+        held_seconds=held - (container.start_time or 0) / av.time_base,
         stated_frames=stream.frames,
         distrust=_why_not_decord(name, codec, rows, discarded, timed)
         or ("frames before the first key frame" if len(shown) + discarded < len(rows) else ""),

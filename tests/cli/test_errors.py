@@ -83,7 +83,7 @@ def test_existing_folders_are_not_overwritten(ogreg, tmp_path, demo_root):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("precious")
     done = ogreg("train", "demo", f"data.root={demo_root}", "--out", "mine")
-    check(done, 2, "not empty")
+    check(done, 2, "not an empty folder")
     assert [p.name for p in (tmp_path / "mine").iterdir()] == ["thesis.txt"]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -51,7 +52,8 @@ def test_nothing_heavy_is_imported(arguments, tmp_path):
 
 def test_version_and_both_ways_to_start(ogreg):
     assert ogreg("--version").stdout == f"ogreg {__version__}\n"
-    done = subprocess.run(["ogreg", "--version"], capture_output=True, text=True, check=True)
+    script = Path(sys.executable).with_name("ogreg")
+    done = subprocess.run([script, "--version"], capture_output=True, text=True, check=True)
     assert done.stdout == f"ogreg {__version__}\n"
 
 

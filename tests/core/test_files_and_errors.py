@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import pickle
 
 import pytest
@@ -33,6 +34,21 @@ def test_atomic_writing_replaces_or_leaves_alone(tmp_path):
     write_text_atomic(target, "ünï")
     assert target.read_text(encoding="utf-8") == "ünï"
     assert [p.name for p in tmp_path.iterdir()] == ["file.txt"]
+
+
+def test_a_full_disk_is_called_so(tmp_path, monkeypatch):
+    class Usage:
+        free = 0
+
+    monkeypatch.setattr("shutil.disk_usage", lambda _path: Usage)
+
+    def fails(_path):
+        raise RuntimeError("unexpected pos 704 vs 598")
+
+    with pytest.raises(OSError, match="No space left") as caught:
+        write_atomic(tmp_path / "x", fails)
+    assert caught.value.errno == errno.ENOSPC
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ogreg_core.errors import UsageError
-from ogreg_core.recipe import Recipe, builtin_recipes, load_recipe
+from ogreg_core.recipe import Recipe, builtin_recipes, load_recipe, parse_model_options
 
 
 def problems(*overrides, recipe="demo") -> str:
@@ -44,6 +44,8 @@ def test_names_and_paths_find_the_same_recipe(monkeypatch, tmp_path):
     assert len({load_recipe(name).recipe.sha256 for name in names}) == 1
     with pytest.raises(UsageError, match="no recipe nothing"):
         load_recipe("nothing.toml".removesuffix(".toml"))
+    with pytest.raises(UsageError, match=r"no recipe demo\.json"):
+        load_recipe("demo.json")
     with pytest.raises(UsageError) as caught:
         load_recipe("recipes/dmeo.toml")
     assert "'demo'" in caught.value.why
@@ -72,6 +74,25 @@ def test_overrides_follow_toml_and_the_schema():
     assert recipe.model.options == {"strides": [2, 2, 2, 1], "stem": "patch"}
 
 
+def test_overrides_win_over_flags():
+    loaded = load_recipe("demo", ["seed=5"], ["seed=3", "init.weights=x"])
+    assert loaded.recipe.seed == 5
+    assert loaded.origins["seed"] == "override"
+    assert loaded.origins["init.weights"] == "flag"
+
+
+def test_model_options_from_the_command_line():
+    assert parse_model_options("ogreg-n", ["stem=patch", "strides=[2,2,1,1]"]) == {
+        "stem": "patch",
+        "strides": [2, 2, 1, 1],
+    }
+    assert parse_model_options("ogreg-n", []) == {}
+    with pytest.raises(UsageError, match="key=value"):
+        parse_model_options("ogreg-n", ["stem"])
+    with pytest.raises(UsageError, match="no option"):
+        parse_model_options("ogreg-n", ["x=1"])
+
+
 def test_an_integer_will_do_for_a_float():
     assert load_recipe("demo", ["train.lr=1"]).recipe.train.lr == 1.0
 
@@ -88,6 +109,8 @@ def test_an_integer_will_do_for_a_float():
         ("data.sampling=densse", "data.sampling"),
         ("model.name=ogreg_t", "did you mean 'ogreg-t'?"),
         ("model.options.stm=patch", "did you mean 'stem'?"),
+        ("model.options.stem=patsch", "one of conv, patch"),
+        ("model.options.strides=[4,2,1]", "4 positive integers"),
         ("augment.scale=[1.0, 0.5]", "scale must be"),
         ("augment.scale=[1.0]", "augment.scale"),
         ("data.size=512", "smaller than size"),

@@ -19,7 +19,7 @@ def test_runs_that_start_together_get_different_folders(tmp_path):
 def test_nothing_is_overwritten(tmp_path):
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "x").touch()
-    with pytest.raises(UsageError, match="not empty"):
+    with pytest.raises(UsageError, match="not an empty folder"):
         RunFolder.create("train", "x", out=tmp_path / "full")
     assert RunFolder.create("train", "x", out=tmp_path / "new").path == tmp_path / "new"
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -115,7 +116,20 @@ def test_killed_run_resumes_and_finishes(demo_root, ogreg, tmp_path):
 
 
 @pytest.mark.slow
-def test_ctrl_c_saves_and_says_how_to_go_on(demo_root, tmp_path):
+def test_a_finished_run_resumes_to_its_report(run, ogreg, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(run, copy)
+    done = ogreg("train", "--resume", copy, "--json")
+    assert done.returncode == 0, done.stderr
+    expected = json.loads((run / "report.json").read_text())
+    assert json.loads(done.stdout)["last_top1_pct"] == expected["last_top1_pct"]
+    assert len((copy / "command.txt").read_text().splitlines()) == 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_signals_save_and_say_how_to_go_on(number, code, demo_root, tmp_path):
+    """Sent to the whole process group, loader workers included, as terminals and launchers do."""
     process = subprocess.Popen(
         [
             *(sys.executable, "-m", "ogreg_cli", "train", "demo", f"data.root={demo_root}", *TINY),
@@ -131,20 +145,18 @@ def test_ctrl_c_saves_and_says_how_to_go_on(demo_root, tmp_path):
     deadline = time.monotonic() + 120
     while not metrics.exists() and time.monotonic() < deadline:
         time.sleep(0.05)
-    os.killpg(process.pid, signal.SIGINT)
+    os.killpg(process.pid, number)
     _, stderr = process.communicate(timeout=60)
-    assert process.returncode == 130
+    assert process.returncode == code
     assert "ogreg train --resume runs/train/demo/1" in stderr
     assert "Traceback" not in stderr
     status = json.loads((tmp_path / "runs/train/demo/1/status.json").read_text())
-    assert (status["state"], status["code"]) == ("interrupted", 130)
+    assert (status["state"], status["code"]) == ("interrupted", code)
     assert status["resume"] == "ogreg train --resume runs/train/demo/1"
 
 
 @pytest.mark.slow
 def test_resume_refuses_other_data(run, demo_root, ogreg, tmp_path):
-    import shutil
-
     copy = tmp_path / "copy"
     shutil.copytree(run, copy)
     data = json.loads((copy / "data.json").read_text())
@@ -172,7 +184,9 @@ def test_predict_over_many_files(run, demo_root, ogreg, tmp_path):
     assert "1 of 3 files" in done.stderr
     listed = ogreg("predict", "-", "-c", run, stdin="clips/[red] ü 'x'.mp4\n")
     assert listed.returncode == 0, listed.stderr
-    assert "label" in listed.stdout
+    lines = [line.split("\t") for line in listed.stdout.splitlines()]
+    assert len(lines) == 5
+    assert {line[0] for line in lines} == {"clips/[red] ü 'x'.mp4"}
     alone = ogreg("predict", folder / "broken.mp4", "-c", run)
     assert alone.returncode == 3
     assert "not a video file" in alone.stderr

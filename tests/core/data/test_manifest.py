@@ -77,6 +77,32 @@ def test_a_bad_line_is_named_by_its_number(line, words, tmp_path):
     assert caught.value.where.endswith("train.csv line 4")
 
 
+def test_splits_of_an_earlier_preparation_are_removed(tmp_path):
+    write(tmp_path, splits={"train": [row()], "val": [row()]})
+    write(tmp_path, splits={"train": [row()]})
+    assert not (tmp_path / "val.csv").exists()
+
+
+def test_files_edited_by_hand(tmp_path):
+    write(tmp_path)
+    before = load_manifest(tmp_path, "train")
+    content = (tmp_path / "train.csv").read_bytes()
+    (tmp_path / "train.csv").write_bytes(b"\xef\xbb\xbf" + content)
+    assert load_manifest(tmp_path, "train").rows == before.rows
+    (tmp_path / "labels.txt").write_text("dog\ncat\n")
+    assert load_manifest(tmp_path, "train").sha256 != before.sha256
+    (tmp_path / "labels.txt").write_text("cat\nwolf\n")
+    with pytest.raises(DataError, match="mirror table"):
+        load_manifest(tmp_path, "train")
+    (tmp_path / "labels.txt").unlink()
+    with pytest.raises(DataError, match=r"labels\.txt cannot be read"):
+        load_manifest(tmp_path, "train")
+    write(tmp_path)
+    (tmp_path / "train.csv").write_bytes(content.replace(b"a.mp4", b"\xe4.mp4"))
+    with pytest.raises(DataError, match=r"train\.csv cannot be read"):
+        load_manifest(tmp_path, "train")
+
+
 def test_what_is_missing_is_said(tmp_path):
     with pytest.raises(DataError, match="no prepared data set") as caught:
         read_dataset_info(tmp_path)

@@ -69,6 +69,19 @@ def test_class_folders_get_a_seeded_split_per_class(tmp_path):
     assert load_manifest(root, "val").rows != first.rows
 
 
+def test_every_class_with_two_videos_is_validated(tmp_path):
+    root = tmp_path / "set"
+    make(root, ["a/1.mp4", "a/2.mp4", "b/1.mp4", "b/2.mp4", "c/1.mp4"])
+    assert prepare(root).videos == {"train": 3, "val": 2}
+
+
+def test_two_folders_for_one_split_are_refused(tmp_path):
+    root = tmp_path / "set"
+    make(root, ["train/a/1.mp4", "val/a/1.mp4", "validation/a/1.mp4"])
+    with pytest.raises(DataError, match="two val splits"):
+        prepare(root)
+
+
 def test_broken_files_are_listed_and_left_out(tmp_path):
     root = tmp_path / "set"
     make(root, ["train/a/1.mp4", "train/b/2.mp4"])

@@ -73,3 +73,21 @@ def test_unknown_names_get_a_suggestion():
     with pytest.raises(UsageError) as caught:
         create_model("ogreg-n", 3, stm="conv")
     assert "'stem'" in caught.value.why
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"stem": "foo"},
+        {"gaze": "3D"},
+        {"similarity": 1},
+        {"strides": [4, 2, 1]},
+        {"strides": [4, 2, 1, 0]},
+        {"strides": 4},
+        {"strides": [4, 2, 1, 1.0]},
+    ],
+)
+def test_values_that_make_no_sense_are_refused(options):
+    with pytest.raises(UsageError, match="model option") as caught:
+        create_model("ogreg-n", 3, **options)
+    assert "must be" in caught.value.why

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 
 import pytest
@@ -11,11 +12,11 @@ import torch.nn.functional as F
 from torch import nn
 
 from ogreg_core.data.transforms import to_input
-from ogreg_core.errors import CheckpointError, Interrupted, WorkFailed
+from ogreg_core.errors import CheckpointError, Interrupted, VideoError, WorkFailed
 from ogreg_core.progress import ignore_progress
 from ogreg_core.recipe import load_recipe
 from ogreg_core.runs import RunFolder
-from ogreg_core.training.assemble import build_trainer, load_splits
+from ogreg_core.training.assemble import build_trainer, describe_run, load_splits
 from ogreg_core.training.loop import mix
 from ogreg_core.training.state import load_state, save_state
 
@@ -35,9 +36,11 @@ TINY = [
 def trainer_for(demo_root, folder, *overrides, workers=0, on_progress=ignore_progress):
     loaded = load_recipe("demo", [f"data.root={demo_root}", *TINY, *overrides])
     folder.mkdir(exist_ok=True)
+    splits = load_splits(loaded.recipe)
+    describe_run(RunFolder(folder), loaded, splits)
     return build_trainer(
         loaded,
-        load_splits(loaded.recipe),
+        splits,
         RunFolder(folder),
         device=torch.device("cpu"),
         workers=workers,
@@ -113,6 +116,38 @@ def test_resuming_is_exact_within_and_between_epochs(stop_after, demo_root, tmp_
     assert resumed.position.best_top1 == whole.position.best_top1
 
 
+def test_stopping_in_validation_repeats_only_the_validation(demo_root, tmp_path):
+    whole = trainer_for(demo_root, tmp_path / "whole")
+    whole.fit()
+
+    def interrupt(event):
+        if event.task == "validate" and broken.position.step == 12:
+            signal.raise_signal(signal.SIGINT)
+
+    broken = trainer_for(demo_root, tmp_path / "broken", on_progress=interrupt)
+    with pytest.raises(Interrupted) as caught:
+        broken.fit()
+    assert caught.value.exit_code == 130
+    resumed = trainer_for(demo_root, tmp_path / "broken")
+    resumed.resume()
+    assert (resumed.position.epoch, resumed.position.batch) == (1, 6)
+    resumed.fit()
+    assert losses(tmp_path / "broken") == losses(tmp_path / "whole")
+    assert resumed.metrics == whole.metrics
+
+
+def test_an_unreadable_video_is_named_by_workers_too(demo_root, tmp_path):
+    copy = tmp_path / "demo"
+    shutil.copytree(demo_root, copy)
+    next((copy / "train").rglob("*.mp4")).unlink()
+    for workers in (0, 1):
+        trainer = trainer_for(copy, tmp_path / f"run{workers}", workers=workers)
+        with pytest.raises(VideoError, match="does not exist") as caught:
+            trainer.fit()
+        assert caught.value.code == "missing"
+        assert "\n" not in caught.value.what
+
+
 def test_seed_decides_everything(demo_root, tmp_path):
     runs = [("a", "seed=1"), ("b", "seed=1"), ("c", "seed=2")]
     for name, seed in runs:
@@ -134,7 +169,7 @@ def test_run_folder_explains_itself(demo_root, tmp_path):
     folder = tmp_path / "run"
     trainer_for(demo_root, folder, "train.epochs=1").fit()
     names = {path.name for path in folder.iterdir()}
-    assert {"recipe.toml", "command.txt", "env.json", "data.json", "metrics.jsonl"} <= names
+    assert {"recipe.toml", "env.json", "data.json", "metrics.jsonl"} <= names
     assert load_recipe(str(folder / "recipe.toml")).recipe.train.epochs == 1
     records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert [record["kind"] for record in records] == ["train"] * 6 + ["val"]

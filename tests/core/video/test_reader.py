@@ -210,6 +210,30 @@ class TestBrokenFiles:
         assert self.reason(path)[0] == "no-video-stream"
 
     @pytest.mark.parametrize("suffix", ["mp4", "mkv"])
+    def test_sound_that_outlasts_the_pictures_is_no_cut(self, suffix, tmp_path):
+        path = tmp_path / f"long_sound.{suffix}"
+        with av.open(str(path), "w") as container:
+            video = container.add_stream("libx264", rate=10)
+            video.width, video.height, video.pix_fmt = 96, 64, "yuv420p"
+            audio = container.add_stream("aac", rate=16000)
+            for pixels in moving_frames(20, 64, 96):
+                container.mux(video.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
+            container.mux(video.encode(None))
+            for number in range(6):
+                frame = av.AudioFrame.from_ndarray(
+                    np.zeros((1, 16000), np.float32), format="fltp", layout="mono"
+                )
+                frame.sample_rate, frame.pts = 16000, 16000 * number
+                container.mux(audio.encode(frame))
+            container.mux(audio.encode(None))
+        assert probe(path).frames == 20
+
+    @pytest.mark.parametrize("frames", [1, 4])
+    def test_very_slow_files_are_whole(self, frames, tmp_path):
+        write_video(tmp_path / "slow.mp4", moving_frames(frames, 48, 64), 0.2)
+        assert probe(tmp_path / "slow.mp4").duration == pytest.approx(5 * frames, rel=0.01)
+
+    @pytest.mark.parametrize("suffix", ["mp4", "mkv"])
     def test_cut_off(self, suffix, tmp_path, encode):
         # Noise makes the file large enough for the cut to fall among the frames.
         rng = np.random.default_rng(0)
