@@ -47,9 +47,10 @@ FPS = 16.0
 
 @dataclass(frozen=True)
 class _Shape:
-    """A textured polygon; positions and radii in units of half the picture's side."""
+    """A textured polygon, narrowed across so that it is seen to turn; lengths in half picture sides."""
 
     corners: int
+    narrowing: float
     texture: np.ndarray
     tint: np.ndarray
 
@@ -79,7 +80,8 @@ def _texture(rng: np.random.Generator, cells: int) -> np.ndarray:
 def _shape(rng: np.random.Generator) -> _Shape:
     # Corners 0 is a disc.
     tint = rng.uniform(0.35, 1.0, size=3)
-    return _Shape(int(rng.choice([0, 3, 4, 5])), _texture(rng, 6), tint / tint.max())
+    corners, narrowing = int(rng.choice([0, 3, 4, 5])), rng.uniform(1.4, 2.2)
+    return _Shape(corners, narrowing, _texture(rng, 6), tint / tint.max())
 
 
 def _sample(texture: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.ndarray:
@@ -94,6 +96,7 @@ def _draw(image: np.ndarray, shape: _Shape, pose: _Pose, x: np.ndarray, y: np.nd
     cos, sin = np.cos(pose.angle), np.sin(pose.angle)
     dx, dy = x - pose.x, y - pose.y
     u, v = (cos * dx + sin * dy) / pose.radius, (-sin * dx + cos * dy) / pose.radius
+    v = v * shape.narrowing
     distance, theta = np.hypot(u, v), np.arctan2(v, u)
     if shape.corners:
         sector = 2 * np.pi / shape.corners
@@ -115,7 +118,7 @@ def _draw(image: np.ndarray, shape: _Shape, pose: _Pose, x: np.ndarray, y: np.nd
 def _poses(motion: str, rng: np.random.Generator, progress: np.ndarray) -> list[list[_Pose]]:
     """For each shape, its pose at each moment; ``progress`` runs from 0 to 1."""
     x, y = rng.uniform(-0.35, 0.35, size=2)
-    radius = rng.uniform(0.25, 0.4)
+    radius = rng.uniform(0.32, 0.46)
     angle = rng.uniform(0, 2 * np.pi)
     travel = rng.uniform(0.5, 0.8)
     sweep = progress - 0.5
@@ -124,7 +127,7 @@ def _poses(motion: str, rng: np.random.Generator, progress: np.ndarray) -> list[
     if motion == "move_down":
         return [[_Pose(x, y + 2 * travel * s, radius, angle) for s in sweep]]
     if motion == "turn_clockwise":
-        # Slow enough that a pentagon, which looks the same every 72 degrees, is not seen to turn back.
+        # Less than a half turn, after which a narrow shape looks as before.
         turn = rng.uniform(0.4, 0.7) * np.pi
         return [[_Pose(x, y, radius * 1.3, angle + turn * s) for s in progress]]
     if motion == "orbit_clockwise":
@@ -140,8 +143,8 @@ def _poses(motion: str, rng: np.random.Generator, progress: np.ndarray) -> list[
             ]
         ]
     if motion == "grow":
-        factor = rng.uniform(2.2, 3.0)
-        return [[_Pose(x, y, 0.25 * factor**s, angle) for s in progress]]
+        factor = rng.uniform(2.0, 2.8)
+        return [[_Pose(x, y, 0.3 * factor**s, angle) for s in progress]]
     if motion == "appear":
         return [[_Pose(x, y, radius * 1.2, angle, opacity=float(s)) for s in progress]]
     if motion == "approach":
