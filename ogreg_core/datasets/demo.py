@@ -47,10 +47,9 @@ FPS = 16.0
 
 @dataclass(frozen=True)
 class _Shape:
-    """A textured polygon, narrowed across so that it is seen to turn; lengths in half picture sides."""
+    """A textured polygon."""
 
     corners: int
-    narrowing: float
     texture: np.ndarray
     tint: np.ndarray
 
@@ -78,10 +77,9 @@ def _texture(rng: np.random.Generator, cells: int) -> np.ndarray:
 
 
 def _shape(rng: np.random.Generator) -> _Shape:
-    # Corners 0 is a disc.
-    tint = rng.uniform(0.35, 1.0, size=3)
-    corners, narrowing = int(rng.choice([0, 3, 4, 5])), rng.uniform(1.4, 2.2)
-    return _Shape(corners, narrowing, _texture(rng, 6), tint / tint.max())
+    tint = rng.uniform(0.5, 1.0, size=3)
+    # Triangles and squares: of a disc or a many-cornered shape one cannot see where it turns.
+    return _Shape(int(rng.choice([3, 4])), _texture(rng, 6), tint / tint.max())
 
 
 def _sample(texture: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.ndarray:
@@ -96,21 +94,16 @@ def _draw(image: np.ndarray, shape: _Shape, pose: _Pose, x: np.ndarray, y: np.nd
     cos, sin = np.cos(pose.angle), np.sin(pose.angle)
     dx, dy = x - pose.x, y - pose.y
     u, v = (cos * dx + sin * dy) / pose.radius, (-sin * dx + cos * dy) / pose.radius
-    v = v * shape.narrowing
     distance, theta = np.hypot(u, v), np.arctan2(v, u)
-    if shape.corners:
-        sector = 2 * np.pi / shape.corners
-        within = (theta + np.pi) % sector - sector / 2
-        outline = distance * np.cos(within) - np.cos(sector / 2)
-    else:
-        outline = distance - 1.0
+    sector = 2 * np.pi / shape.corners
+    within = (theta + np.pi) % sector - sector / 2
+    outline = distance * np.cos(within) - np.cos(sector / 2)
     if pose.gap:
         # A wedge cut out of the shape: positive inside the wedge.
         outline = np.maximum(outline, (pose.gap - np.abs(theta)) * distance)
     softness = 2.0 / image.shape[0] / pose.radius
     alpha = np.clip(0.5 - outline / softness, 0.0, 1.0) * pose.opacity
-    # Positive contrast with stripes, so that a turning disc is seen to turn.
-    shade = 0.55 + 0.45 * _sample(shape.texture, u, v)
+    shade = 0.6 + 0.4 * _sample(shape.texture, u, v)
     colour = shade[..., None] * shape.tint
     image += alpha[..., None] * (colour - image)
 
@@ -127,7 +120,6 @@ def _poses(motion: str, rng: np.random.Generator, progress: np.ndarray) -> list[
     if motion == "move_down":
         return [[_Pose(x, y + 2 * travel * s, radius, angle) for s in sweep]]
     if motion == "turn_clockwise":
-        # Less than a half turn, after which a narrow shape looks as before.
         turn = rng.uniform(0.4, 0.7) * np.pi
         return [[_Pose(x, y, radius * 1.3, angle + turn * s) for s in progress]]
     if motion == "orbit_clockwise":
@@ -143,8 +135,8 @@ def _poses(motion: str, rng: np.random.Generator, progress: np.ndarray) -> list[
             ]
         ]
     if motion == "grow":
-        factor = rng.uniform(2.0, 2.8)
-        return [[_Pose(x, y, 0.3 * factor**s, angle) for s in progress]]
+        factor = rng.uniform(2.2, 3.0)
+        return [[_Pose(x, y, 0.25 * factor**s, angle) for s in progress]]
     if motion == "appear":
         return [[_Pose(x, y, radius * 1.2, angle, opacity=float(s)) for s in progress]]
     if motion == "approach":
@@ -188,7 +180,7 @@ def render_clip(label: str, seed: int, size: int = SIZE) -> np.ndarray:
     tracks = _poses(motion, rng, progress)
     clip = np.empty((frames, size, size, 3), dtype=np.uint8)
     for t, s in enumerate(progress):
-        shade = 0.1 + 0.45 * _sample(
+        shade = 0.08 + 0.3 * _sample(
             backdrop, x + origin[0] + drift[0] * s, y + origin[1] + drift[1] * s
         )
         image = shade[..., None] * tint
