@@ -31,7 +31,7 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True)
 class Quarantined:
-    """A file that was left out, with the reason code of its :class:`VideoError` and a sentence."""
+    """A file that was left out: its reason code (of :class:`VideoError`, or ``name``), a sentence."""
 
     path: str
     code: str
@@ -94,6 +94,10 @@ def _probe_row(job: tuple[str, str, int]) -> Row | Quarantined:
     from ogreg_core.video import probe
 
     root, path, label = job
+    try:
+        path.encode("utf-8")
+    except UnicodeEncodeError:
+        return Quarantined(ascii(path), "name", "the file name is not valid UTF-8; rename it")
     try:
         info = probe(Path(root) / path)
     except VideoError as error:

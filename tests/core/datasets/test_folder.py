@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import shutil
 
 import pytest
@@ -96,6 +97,17 @@ def test_broken_files_are_listed_and_left_out(tmp_path):
     lines = (root / "quarantine.csv").read_text().splitlines()
     assert lines[0] == "path,reason,detail"
     assert len(lines) == 3
+
+
+def test_names_that_are_no_utf8_are_left_out(tmp_path):
+    root = tmp_path / "set"
+    make(root, ["train/a/1.mp4", "train/b/1.mp4"])
+    odd = os.fsencode(root / "train" / "a") + b"/\xff.mp4"
+    with open(odd, "wb") as file:
+        file.write((root / "train/a/1.mp4").read_bytes())
+    report = prepare(root)
+    assert report.videos == {"train": 2}
+    assert report.quarantined[0].code == "name"
 
 
 def test_read_only_root_needs_out(tmp_path):
