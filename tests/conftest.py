@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
@@ -92,3 +95,24 @@ def demo_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
             root, train_per_class=3, val_per_class=2, workers=2, on_progress=ignore_progress
         )
     return root
+
+
+Ogreg = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+@pytest.fixture
+def ogreg(tmp_path: Path) -> Ogreg:
+    """Run the real command line in a folder of its own."""
+
+    def run(*arguments: str | Path, stdin: str | None = None, **environment: str):
+        return subprocess.run(
+            [sys.executable, "-m", "ogreg_cli", *map(str, arguments)],
+            cwd=tmp_path,
+            input=stdin,
+            capture_output=True,
+            text=True,
+            timeout=280,
+            env={**os.environ, "OGREG_HOME": str(tmp_path / "home"), **environment},
+        )
+
+    return run

@@ -8,6 +8,7 @@ workers need no state.
 from __future__ import annotations
 
 import hashlib
+import os
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -177,10 +178,11 @@ def _quiet_worker(_worker: int) -> None:
     """One thread per worker; signals are the main process's to handle."""
     import signal
 
-    # Launchers signal the whole process group: the main process decides when the workers go.
-    for name in ("SIGINT", "SIGTERM", "SIGUSR1"):
-        if hasattr(signal, name):
-            signal.signal(getattr(signal, name), signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # Terminals and launchers signal a whole process group: out of it, so that the main process decides
+    # when the workers go. They must not ignore SIGTERM, by which it tells them.
+    if hasattr(os, "setsid"):
+        os.setsid()
     torch.set_num_threads(1)
 
 

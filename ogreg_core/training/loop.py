@@ -109,9 +109,14 @@ class Trainer:
         # Curves beyond the position belong to epochs that are about to be repeated.
         purge = self.position.epoch + 1 if self.position.epoch else None
         with StopRequest() as stop, SummaryWriter(folder, purge_step=purge) as board:
-            while self.position.epoch < self.settings.epochs:
-                self._train_epoch(stop)
-                self._finish_epoch(stop, board)
+            try:
+                while self.position.epoch < self.settings.epochs:
+                    self._train_epoch(stop)
+                    self._finish_epoch(stop, board)
+            except RuntimeError:
+                # A signal to every process of a job ends the loader's workers before the loop sees it.
+                self._stop_if_asked(stop)
+                raise
         if self.metrics is None:
             # Nothing was left to train: the run had ended just before its report.
             self.metrics = self.validate(lambda: None)

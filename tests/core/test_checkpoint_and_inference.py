@@ -17,6 +17,22 @@ from ogreg_core.progress import ignore_progress
 from ogreg_core.runs import RunFolder, find_checkpoint
 
 
+def score(checkpoint, data=None, clips=None, crops=None, control="none"):
+    """Evaluate on the validation split, on the CPU."""
+    return evaluate_checkpoint(
+        checkpoint,
+        data=data,
+        split="val",
+        clips=clips,
+        crops=crops,
+        control=control,
+        batch_size=5,
+        workers=0,
+        device=torch.device("cpu"),
+        on_progress=ignore_progress,
+    )
+
+
 @pytest.fixture
 def info(demo_root) -> CheckpointInfo:
     return CheckpointInfo(
@@ -54,18 +70,7 @@ def test_description_survives_the_file(checkpoint, info):
 
 def test_predict_equals_the_row_of_eval(checkpoint, demo_root):
     for clips, crops in ((1, 1), (2, 3)):
-        report = evaluate_checkpoint(
-            checkpoint,
-            data=None,
-            split="val",
-            clips=clips,
-            crops=crops,
-            control="none",
-            batch_size=5,
-            workers=0,
-            device=torch.device("cpu"),
-            on_progress=ignore_progress,
-        )
+        report = score(checkpoint, clips=clips, crops=crops)
         predictor = Predictor.from_checkpoint(checkpoint, torch.device("cpu"))
         manifest = load_manifest(demo_root, "val")
         for index in (0, 13, 31):
@@ -81,18 +86,7 @@ def test_predict_equals_the_row_of_eval(checkpoint, demo_root):
 def test_frame_controls_change_scores(checkpoint):
     found = {}
     for control in ("none", "shuffled", "reversed", "middle"):
-        found[control] = evaluate_checkpoint(
-            checkpoint,
-            data=None,
-            split="val",
-            clips=None,
-            crops=None,
-            control=control,
-            batch_size=8,
-            workers=0,
-            device=torch.device("cpu"),
-            on_progress=ignore_progress,
-        )
+        found[control] = score(checkpoint, control=control)
     plain = found.pop("none")
     for control, report in found.items():
         assert not torch.allclose(report.scores.scores, plain.scores.scores)
@@ -100,18 +94,7 @@ def test_frame_controls_change_scores(checkpoint):
 
 
 def test_report_files(checkpoint, tmp_path):
-    report = evaluate_checkpoint(
-        checkpoint,
-        data=None,
-        split="val",
-        clips=None,
-        crops=None,
-        control="none",
-        batch_size=8,
-        workers=0,
-        device=torch.device("cpu"),
-        on_progress=ignore_progress,
-    )
+    report = score(checkpoint)
     report.write(RunFolder(tmp_path))
     lines = (tmp_path / "per_class.csv").read_text().splitlines()
     assert lines[0] == "class,videos,top1_pct"
@@ -149,18 +132,7 @@ class TestRefused:
         model = create_model(info.model, 16, **info.options)
         save_checkpoint(tmp_path / "d.safetensors", model.state_dict(), changed)
         with pytest.raises(CheckpointError, match="other classes") as caught:
-            evaluate_checkpoint(
-                tmp_path / "d.safetensors",
-                data=demo_root,
-                split="val",
-                clips=None,
-                crops=None,
-                control="none",
-                batch_size=8,
-                workers=0,
-                device=torch.device("cpu"),
-                on_progress=ignore_progress,
-            )
+            score(tmp_path / "d.safetensors", data=demo_root)
         assert "class 0" in caught.value.why
 
 

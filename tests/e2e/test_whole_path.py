@@ -22,6 +22,7 @@ TINY = [
     "data.size=32",
     "data.short_side=32",
     "train.batch_size=8",
+    "eval.every=1",
     "train.warmup_epochs=0",
     "model.options.strides=[2,1,1,1]",
 ]

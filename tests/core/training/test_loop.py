@@ -25,6 +25,7 @@ TINY = [
     "data.size=32",
     "data.short_side=32",
     "train.batch_size=8",
+    "eval.every=1",
     "train.epochs=3",
     "train.warmup_epochs=1",
     "model.options.strides=[2,1,1,1]",
