@@ -113,10 +113,16 @@ class Trainer:
                 while self.position.epoch < self.settings.epochs:
                     self._train_epoch(stop)
                     self._finish_epoch(stop, board)
-            except RuntimeError:
-                # A signal to every process of a job ends the loader's workers before the loop sees it.
-                self._stop_if_asked(stop)
-                raise
+            except RuntimeError as error:
+                if not stop.number:
+                    raise
+                # The signal went to every process of the job and ended the loader's workers, perhaps in
+                # the middle of a step: what is in memory may be half a step ahead, so it is not saved.
+                raise Interrupted(
+                    "stopped with the loader's workers; the last checkpoint stays",
+                    signal_number=stop.number,
+                    fix=f"ogreg train --resume {shlex.quote(str(self.run.path))}",
+                ) from error
         if self.metrics is None:
             # Nothing was left to train: the run had ended just before its report.
             self.metrics = self.validate(lambda: None)
