@@ -33,6 +33,8 @@ __all__ = ["TrainSettings", "Trainer"]
 
 log = logging.getLogger("ogreg.train")
 
+_SIGNAL_GRACE_SECONDS = 0.5
+
 
 @dataclass(frozen=True)
 class TrainSettings:
@@ -114,6 +116,8 @@ class Trainer:
                     self._train_epoch(stop)
                     self._finish_epoch(stop, board)
             except RuntimeError as error:
+                # Of a signal to all processes, the death of a worker may be heard of first.
+                time.sleep(_SIGNAL_GRACE_SECONDS)
                 if not stop.number:
                     raise
                 # The signal went to every process of the job and ended the loader's workers, perhaps in
