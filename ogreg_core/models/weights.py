@@ -7,7 +7,7 @@ number: Carreira and Zisserman 2017), so that a still clip gives what the image 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -17,8 +17,6 @@ from torch import Tensor, nn
 from ogreg_core.errors import CheckpointError, UsageError
 
 __all__ = ["LoadReport", "initialise", "load_state_file", "load_torchvision", "map_swin"]
-
-KeyMap = Callable[[Mapping[str, Tensor]], dict[str, Tensor]]
 
 
 @dataclass(frozen=True)
