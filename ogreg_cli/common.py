@@ -33,7 +33,7 @@ Checkpoint = Annotated[
 
 def default_loader_workers() -> int:
     """Enough processes to keep the model busy, no more than there are cores."""
-    from ogreg_core.datasets.common import default_workers
+    from ogreg_core.processes import default_workers
 
     return min(4, default_workers())
 

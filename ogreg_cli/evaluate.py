@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from enum import Enum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from ogreg_cli.common import Device, Json, Workers, default_loader_workers
 from ogreg_cli.console import Reporter, emit_json, info, loading, print_table, result
+
+if TYPE_CHECKING:
+    from ogreg_core.evaluate_checkpoint import EvaluationReport
 
 EXAMPLES = (
     "Examples: ogreg eval runs/train/demo/1 | ogreg eval best.safetensors --data data/demo --clips 4 --crops 3 | "
@@ -99,9 +102,20 @@ def evaluate(
                 f"{report.metrics.top5:.2f} %",
                 f"{report.metrics.mean_class:.2f} %",
                 f"{report.metrics.loss:.4f}",
-                str(report.metrics.videos),
+                _videos(report),
             ]
         ],
         right=(1, 2, 3, 4, 5),
     )
+    for video in report.scores.unreadable:
+        info(f"counted as wrong: {video.reason}")
     result(f"reports: {run.path}")
+
+
+def _videos(report: EvaluationReport) -> str:
+    """How many videos the figures stand for, and of how many annotated ones."""
+    count = f"{report.metrics.videos:,}"
+    share = report.document["coverage_pct"]
+    if share is None:
+        return count
+    return f"{count} ({share:.1f} % of {report.document['annotated_videos']:,} annotated)"

@@ -134,8 +134,8 @@ def _render_demo_if_missing(loaded: LoadedRecipe) -> None:
     root = Path(data.root).expanduser()
     if data.dataset != "demo" or not data.root or (root / "dataset.json").exists():
         return
-    from ogreg_core.datasets.common import default_workers
     from ogreg_core.datasets.demo import prepare_demo
+    from ogreg_core.processes import default_workers
 
     info(f"rendering the demo data set to {root}")
     with Reporter() as reporter:

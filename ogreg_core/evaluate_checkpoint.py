@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +71,10 @@ class EvaluationReport:
             run.path / "scores.csv",
             ["path", "label", "predicted", *labels],
             [
+                [video.path, labels[self.manifest.rows[video.index].label], ""]
+                for video in self.scores.unreadable
+            ]
+            + [
                 [
                     self.manifest.rows[index].path,
                     labels[label],
@@ -129,6 +133,7 @@ def evaluate_checkpoint(
     model, info = load_model(checkpoint)
     split = split or info.split
     manifest = load_manifest(_data_folder(data, info), split)
+    manifest.require_labels()
     _check_labels(checkpoint, info, manifest)
     views = info.views(clips, crops, control)
     precision = resolve_precision(info.precision, device)
@@ -136,7 +141,7 @@ def evaluate_checkpoint(
     scores = score_dataset(
         model.to(device), loader, info.mean, info.std, precision=precision, on_progress=on_progress
     )
-    metrics = compute_metrics(scores.scores, scores.labels)
+    metrics = compute_metrics(scores, manifest)
     document = {
         "schema": "ogreg.eval.v1",
         "checkpoint": str(checkpoint.resolve()),
@@ -152,6 +157,9 @@ def evaluate_checkpoint(
         "mean_class_pct": metrics.mean_class,
         "loss": metrics.loss,
         "videos": metrics.videos,
+        "unreadable": [asdict(video) for video in scores.unreadable],
+        "annotated_videos": manifest.annotated or None,
+        "coverage_pct": 100.0 * metrics.videos / manifest.annotated if manifest.annotated else None,
     }
     return EvaluationReport(document, metrics, scores, manifest)
 

@@ -15,11 +15,21 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from ogreg_core.data.loader import batches
+from ogreg_core.data.loader import Unreadable, batches
+from ogreg_core.data.manifest import Manifest
 from ogreg_core.data.transforms import to_input
+from ogreg_core.errors import DataError
 from ogreg_core.progress import Progress, ProgressCallback
 
-__all__ = ["Metrics", "Scores", "autocast", "compute_metrics", "score_dataset", "score_views"]
+__all__ = [
+    "Metrics",
+    "Scores",
+    "autocast",
+    "compute_metrics",
+    "metrics_of",
+    "score_dataset",
+    "score_views",
+]
 
 # Views pushed through the model at once; more needs memory, not time.
 _VIEWS_AT_ONCE = 32
@@ -81,11 +91,13 @@ class Scores:
         scores: float32 ``[N, classes]``.
         labels: int64 ``[N]``.
         indices: manifest row of each, int64 ``[N]``.
+        unreadable: videos without a score.
     """
 
     scores: Tensor
     labels: Tensor
     indices: Tensor
+    unreadable: tuple[Unreadable, ...] = ()
 
 
 def score_dataset(
@@ -98,21 +110,30 @@ def score_dataset(
     on_progress: ProgressCallback,
     task: str = "evaluate",
 ) -> Scores:
-    """Score every video of a test loader; the model's training mode is restored afterwards."""
+    """Score every video of a test loader; the model's training mode is restored afterwards.
+
+    Raises:
+        DataError: not one video can be read.
+    """
     was_training = model.training
     model.eval()
     scores, labels, indices = [], [], []
+    unreadable: list[Unreadable] = []
     total, done = len(loader.dataset), 0  # type: ignore[arg-type]
     try:
-        for views, label, index in batches(loader):
-            scores.append(score_views(model, views, mean, std, precision))
-            labels.append(label)
-            indices.append(index)
-            done += len(label)
+        for batch in batches(loader):
+            if len(batch.indices):
+                scores.append(score_views(model, batch.views, mean, std, precision))
+                labels.append(batch.labels)
+                indices.append(batch.indices)
+            unreadable += batch.unreadable
+            done += len(batch.indices) + len(batch.unreadable)
             on_progress(Progress(task, done, total))
     finally:
         model.train(was_training)
-    return Scores(torch.cat(scores), torch.cat(labels), torch.cat(indices))
+    if not scores:
+        raise DataError("not one video can be read", why=unreadable[0].reason)
+    return Scores(torch.cat(scores), torch.cat(labels), torch.cat(indices), tuple(unreadable))
 
 
 @dataclass(frozen=True)
@@ -123,10 +144,11 @@ class Metrics:
         top1, top5: share of videos whose label is the best, or among the five best; top5 equals 100
             where there are at most five classes.
         mean_class: mean over the classes that occur of their top-1.
-        loss: mean negative log of the score given to the label.
-        videos: how many were scored.
+        loss: mean negative log of the score given to the label, over the videos that could be read.
+        videos: all of the manifest, the denominator of every accuracy.
         per_class: top-1 by class index; None for classes that do not occur.
         per_class_videos: videos by class index.
+        unreadable: videos that could not be read and count as wrong.
     """
 
     top1: float
@@ -136,6 +158,7 @@ class Metrics:
     videos: int
     per_class: list[float | None]
     per_class_videos: list[int]
+    unreadable: int = 0
 
     def figures(self) -> dict[str, float]:
         """The scalars by name."""
@@ -147,12 +170,21 @@ class Metrics:
         }
 
 
-def compute_metrics(scores: Tensor, labels: Tensor) -> Metrics:
-    """Metrics of scores ``[N, classes]`` against labels ``[N]``."""
+def compute_metrics(found: Scores, manifest: Manifest) -> Metrics:
+    """Metrics of a scored split; a video without a score counts as wrong."""
+    missed = [manifest.rows[video.index].label for video in found.unreadable]
+    return metrics_of(found.scores, found.labels, missed)
+
+
+def metrics_of(scores: Tensor, labels: Tensor, missed: Sequence[int] = ()) -> Metrics:
+    """Metrics of scores ``[N, classes]`` against labels ``[N]``, and of the labels of ``missed``
+    videos, which have no score.
+    """
     classes = scores.shape[1]
     correct = scores.argmax(dim=1) == labels
     top5 = (scores.topk(min(5, classes), dim=1).indices == labels[:, None]).any(dim=1)
-    counts = torch.bincount(labels, minlength=classes)
+    everything = torch.cat([labels, torch.tensor(missed, dtype=labels.dtype)])
+    counts = torch.bincount(everything, minlength=classes)
     hits = torch.bincount(labels[correct], minlength=classes)
     per_class = [
         100.0 * h / n if n else None for h, n in zip(hits.tolist(), counts.tolist(), strict=True)
@@ -160,11 +192,12 @@ def compute_metrics(scores: Tensor, labels: Tensor) -> Metrics:
     occurring = [accuracy for accuracy in per_class if accuracy is not None]
     own_score = scores.gather(1, labels[:, None]).clamp_min(torch.finfo(scores.dtype).tiny)
     return Metrics(
-        top1=100.0 * correct.float().mean().item(),
-        top5=100.0 * top5.float().mean().item(),
+        top1=100.0 * correct.sum().item() / len(everything),
+        top5=100.0 * top5.sum().item() / len(everything),
         mean_class=sum(occurring) / len(occurring),
         loss=-own_score.log().mean().item(),
-        videos=len(labels),
+        videos=len(everything),
+        unreadable=len(missed),
         per_class=per_class,
         per_class_videos=counts.tolist(),
     )

@@ -13,7 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ogreg_core.data.loader import load_views
+from ogreg_core.data.loader import load_views, locate
+from ogreg_core.data.sampling import positions
 from ogreg_core.data.transforms import to_input
 from ogreg_core.errors import UsageError
 from ogreg_core.files import write_atomic
@@ -34,7 +35,7 @@ class GazeResult:
     Args:
         frames: the clip as the model saw it, uint8 ``[T, H, W, 3]``.
         indices: frame numbers in the file, ``[T]``.
-        seconds: their times at the file's mean rate, ``[T]``.
+        seconds: when they appear, ``[T]``.
         gaze: frame dissimilarity, mean over the chosen blocks, float32 ``[T, H, W]``, not scaled.
         glance: attention received relative to an even spread (1 = average), float32 ``[T, H, W]``.
         profiles: per block name, curves over the intervals between token frames, each ``[T' - 1]``.
@@ -92,33 +93,35 @@ def look(predictor: Predictor, path: str | Path, blocks: Sequence[str] = ()) -> 
     """
     if not hasattr(predictor.model, "forward_with_maps"):
         raise UsageError(f"model {predictor.info.model} offers no gaze maps")
-    video, manifest = single_video(path)
+    _, manifest = single_video(path)
     views = predictor.info.views(clips=1, crops=1)
     clip = load_views(manifest, manifest.rows[0], views)
-    indices = views.indices(video.frames)[0]
+    row = manifest.rows[0]
+    chosen = views.indices(positions(row, views.sampling))[0]
+    located = locate(manifest, row, chosen, views.sampling)
     inputs = to_input(clip.to(predictor.device), predictor.info.mean, predictor.info.std)
     logits, maps = cast(VideoModel, predictor.model).forward_with_maps(inputs)
-    chosen = select_blocks(maps, blocks)
+    shown = select_blocks(maps, blocks)
     scores = logits.float().softmax(dim=-1)[0].cpu()
     best = int(scores.argmax())
     frames, size = clip.shape[2], (clip.shape[3], clip.shape[4])
     gaze = torch.stack(
-        [_gaze_per_frame(found.gaze, frames, size) for found in chosen.values()]
+        [_gaze_per_frame(found.gaze, frames, size) for found in shown.values()]
     ).mean(0)
     glance = torch.stack(
-        [_glance_per_frame(found.glance, frames, size) for found in chosen.values()]
+        [_glance_per_frame(found.glance, frames, size) for found in shown.values()]
     ).mean(0)
     return GazeResult(
         frames=clip[0].permute(1, 2, 3, 0).numpy(),
-        indices=indices,
-        seconds=[index / video.fps for index in indices],
+        indices=[number for number, _ in located],
+        seconds=[seconds for _, seconds in located],
         gaze=gaze.numpy(),
         glance=glance.numpy(),
         profiles={
             name: {
                 curve: values[0].float().cpu().numpy() for curve, values in found.profiles.items()
             }
-            for name, found in chosen.items()
+            for name, found in shown.items()
         },
         label=predictor.info.labels[best],
         score=float(scores[best]),

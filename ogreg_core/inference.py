@@ -50,6 +50,9 @@ def single_video(path: str | Path) -> tuple[VideoInfo, Manifest]:
         width=info.width,
         height=info.height,
         decoder=info.decoder,
+        variable_rate=info.variable_rate,
+        rotation=info.rotation,
+        codec=info.codec,
     )
     return info, Manifest(root=file.parent, split="", rows=(row,), labels=("",))
 

@@ -18,6 +18,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from ogreg_core.data.rand_augment import parse_rand_augment
 from ogreg_core.errors import UsageError
 from ogreg_core.models.registry import check_options, find_model, nearest
 
@@ -56,6 +57,13 @@ class DataTable(Table):
     )
     frames: Positive = Field(16, description="frames per clip")
     stride: Positive = Field(1, description="distance between frames, dense sampling only")
+    fps: Annotated[float, Field(ge=0)] = Field(
+        0.0,
+        description="rate at which the stride counts, e.g. 30, whatever a file's; 0: its own",
+    )
+    short: Literal["loop", "clamp"] = Field(
+        "loop", description="dense clips at the end of a short video: begin again, or hold"
+    )
     size: Annotated[int, Field(ge=32)] = Field(224, description="side of the square crop, pixels")
     short_side: Annotated[int, Field(ge=32)] = Field(
         256, description="short side before test crops, pixels"
@@ -71,20 +79,42 @@ class DataTable(Table):
 class AugmentTable(Table):
     """Random changes to training clips; the same for all frames of a clip."""
 
+    short_side: Annotated[list[int], Field(min_length=2, max_length=2)] = Field(
+        [0, 0], description="short side before cropping, lowest and highest; 0, 0: as stored"
+    )
+    inverse: bool = Field(
+        False, description="draw the reciprocal of the short side evenly (PySlowFast on SSv2)"
+    )
+    crop: Literal["resized", "random"] = Field(
+        "resized", description="a random share scaled to size, or size pixels cut out anywhere"
+    )
     scale: Annotated[list[Share], Field(min_length=2, max_length=2)] = Field(
         [0.08, 1.0], description="share of the area a random crop keeps"
     )
     ratio: Annotated[list[float], Field(min_length=2, max_length=2)] = Field(
         [0.75, 4 / 3], description="aspect ratio of a random crop"
     )
-    flip: Literal["none", "random", "mirror"] = Field(
+    flip: Literal["none", "random", "skip", "swap"] = Field(
         "none",
-        description="left-right flip of half the clips; mirror: change the label too where the data set says so",
+        description="left-right flip of half the clips; skip: not of mirror classes; swap: with their label",
     )
     color_jitter: Annotated[float, Field(ge=0)] = Field(
         0.0, description="brightness, contrast, saturation strength"
     )
-    erasing: Share = Field(0.0, description="probability of blanking a rectangle")
+    hue: Annotated[float, Field(ge=0, le=0.5)] = Field(0.0, description="hue strength")
+    color_probability: Share = Field(1.0, description="share of clips that get these changes")
+    grayscale: Share = Field(0.0, description="share of clips without colours")
+    rand_augment: str = Field(
+        "", description="e.g. rand-m7-n4-mstd0.5-inc1 (timm) or torchvision-n2-m9"
+    )
+    erasing: Share = Field(0.0, description="share of clips with a rectangle of noise")
+    mixup: Annotated[float, Field(ge=0)] = Field(0.0, description="alpha of mixup; 0: off")
+    cutmix: Annotated[float, Field(ge=0)] = Field(0.0, description="alpha of cutmix; 0: off")
+    mix_probability: Share = Field(1.0, description="share of batches that are mixed")
+    mix_switch: Share = Field(0.5, description="share of cutmix among them if both are on")
+    repeats: Positive = Field(
+        1, description="views of each decoded clip; a step sees batch_size x repeats"
+    )
 
     @model_validator(mode="after")
     def _ordered(self) -> AugmentTable:
@@ -92,6 +122,14 @@ class AugmentTable(Table):
             low, high = getattr(self, name)
             if not 0 < low <= high:
                 raise ValueError(f"{name} must be [low, high] with 0 < low <= high")
+        low, high = self.short_side
+        if (low, high) != (0, 0) and not 32 <= low <= high:
+            raise ValueError("short_side must be [0, 0] or [low, high] with 32 <= low <= high")
+        if self.crop == "random" and low == 0:
+            raise ValueError('crop = "random" needs a short_side to cut from')
+        if self.inverse and low == high:
+            raise ValueError("inverse needs a short_side with a range")
+        parse_rand_augment(self.rand_augment)
         return self
 
 
@@ -138,7 +176,9 @@ class TrainTable(Table):
         5.0, description="largest gradient norm; 0: no clipping"
     )
     label_smoothing: Rate = Field(0.0, description="share of the target spread over all classes")
-    mixup: Annotated[float, Field(ge=0)] = Field(0.0, description="alpha of mixup; 0: off")
+    max_unreadable: Share = Field(
+        0.01, description="share of an epoch's videos that may fail before training stops"
+    )
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
         "auto", description="auto: bf16 on CUDA devices that have it, fp32 elsewhere"
     )
@@ -164,6 +204,13 @@ class Recipe(Table):
     init: InitTable = InitTable()
     train: TrainTable = TrainTable()
     eval: EvalTable = EvalTable()
+
+    @model_validator(mode="after")
+    def _crop_fits(self) -> Recipe:
+        low = self.augment.short_side[0]
+        if 0 < low < self.data.size:
+            raise ValueError(f"augment.short_side {low} is smaller than data.size {self.data.size}")
+        return self
 
     def to_toml(self) -> str:
         """The recipe as a file that loads to the same recipe."""

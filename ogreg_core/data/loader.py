@@ -12,32 +12,54 @@ import os
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
+from torch.utils.data import DataLoader, Dataset, Sampler
 
 from ogreg_core.data.manifest import Manifest, Row
-from ogreg_core.data.sampling import ClipSampling, middle_only, test_indices, train_indices
-from ogreg_core.data.transforms import Augmentation, TestCrops, augment, test_crops
-from ogreg_core.errors import OgregError
-from ogreg_core.video import read_frames
+from ogreg_core.data.mixing import draw_erasing
+from ogreg_core.data.sampling import (
+    ClipSampling,
+    frame_numbers,
+    middle_only,
+    positions,
+    test_indices,
+    train_indices,
+)
+from ogreg_core.data.transforms import (
+    Augmentation,
+    TestCrops,
+    augment,
+    draw_short_side,
+    scaled_size,
+    test_crops,
+)
+from ogreg_core.errors import DataError, OgregError, VideoError
+from ogreg_core.video import VideoReader
 
 __all__ = [
     "ClipDataset",
     "EpochSampler",
     "FrameControl",
+    "TrainBatch",
+    "Unreadable",
+    "ViewBatch",
     "ViewDataset",
     "Views",
     "batches",
     "load_views",
+    "locate",
     "sample_rng",
     "test_loader",
     "train_loader",
 ]
 
 FrameControl = Literal["none", "shuffled", "reversed", "middle"]
+
+# So many videos in a row fail only when something is wrong with the disk, not with a video.
+_REPLACEMENTS = 10
 
 
 def sample_rng(seed: int, epoch: int, index: int) -> random.Random:
@@ -48,18 +70,68 @@ def sample_rng(seed: int, epoch: int, index: int) -> random.Random:
     return random.Random(int.from_bytes(digest[:8], "big"))
 
 
-def _read_clip(manifest: Manifest, row: Row, indices: Sequence[int]) -> Tensor:
-    """Decoded frames as the transforms want them: uint8 ``[T, 3, H, W]``."""
-    return read_frames(manifest.video(row), indices, row.decoder).permute(0, 3, 1, 2)
+@dataclass(frozen=True)
+class Unreadable:
+    """A video that failed while it was needed.
+
+    Args:
+        index: manifest row.
+        path: as in the manifest.
+        reason: one sentence.
+    """
+
+    index: int
+    path: str
+    reason: str
 
 
-class ClipDataset(Dataset[tuple[Tensor, int, int]]):
-    """Training samples: one random clip per video and epoch.
+def _read_clip(
+    manifest: Manifest, row: Row, chosen: Sequence[int], sampling: ClipSampling, short_side: int
+) -> Tensor:
+    """Decoded frames as the transforms want them, uint8 ``[T, 3, H, W]``, scaled while decoding."""
+    reader = VideoReader(manifest.video(row), row.decoder)
+    numbers = frame_numbers(chosen, row, sampling, reader.indices_at)
+    size = scaled_size(row.height, row.width, short_side) if short_side else None
+    return reader.frames_at(numbers, size).permute(0, 3, 1, 2)
 
-    Items are addressed by (epoch, index) and are ``(uint8 [3, T, size, size], label, index)``.
+
+def locate(
+    manifest: Manifest, row: Row, chosen: Sequence[int], sampling: ClipSampling
+) -> list[tuple[int, float]]:
+    """The frame at each chosen position and when it appears: (frame number, seconds)."""
+    reader = VideoReader(manifest.video(row), row.decoder)
+    numbers = frame_numbers(chosen, row, sampling, reader.indices_at)
+    if row.variable_rate:
+        return [(number, float(reader.index.seconds[number])) for number in numbers]
+    return [(number, number / row.fps) for number in numbers]
+
+
+class TrainBatch(NamedTuple):
+    """A training batch; R is the number of views of each decoded clip.
+
+    Args:
+        clips: uint8 ``[B * R, 3, T, size, size]``.
+        labels: int64 ``[B * R]``.
+        indices: manifest rows, int64 ``[B * R]``.
+        boxes: what to erase, int64 ``[B * R, 5]``, see :func:`ogreg_core.data.mixing.erase`.
+        unreadable: videos that failed, for each of which another was drawn.
+    """
+
+    clips: Tensor
+    labels: Tensor
+    indices: Tensor
+    boxes: Tensor
+    unreadable: tuple[Unreadable, ...]
+
+
+class ClipDataset(Dataset[TrainBatch]):
+    """Training samples: one random clip per video and epoch, in one or more views.
+
+    Items are addressed by (epoch, index) and are batches of one clip. Where a video cannot be read the
+    next one of the manifest takes its place, and the item says so.
 
     Raises:
-        VideoError: on access, if the file cannot be read.
+        DataError: on access, if many videos in a row cannot be read.
     """
 
     def __init__(
@@ -73,13 +145,50 @@ class ClipDataset(Dataset[tuple[Tensor, int, int]]):
     def __len__(self) -> int:
         return len(self.manifest.rows)
 
-    def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, int, int]:
+    def __getitem__(self, key: tuple[int, int]) -> TrainBatch:
         epoch, index = key
-        rng = sample_rng(self.seed, epoch, index)
-        row = self.manifest.rows[index]
-        frames = _read_clip(self.manifest, row, train_indices(row.frames, self.sampling, rng))
-        clip, label = augment(frames, row.label, self.augmentation, rng)
-        return clip, label, index
+        unreadable: list[Unreadable] = []
+        for place in range(index, index + _REPLACEMENTS):
+            rng = sample_rng(self.seed, epoch, index)
+            number = place % len(self)
+            row = self.manifest.rows[number]
+            chosen = train_indices(positions(row, self.sampling), self.sampling, rng)
+            short_side = draw_short_side(self.augmentation, rng)
+            try:
+                frames = _read_clip(self.manifest, row, chosen, self.sampling, short_side)
+            except VideoError as error:
+                unreadable.append(Unreadable(number, row.path, str(error)))
+                continue
+            return self._views(frames, row.label, number, rng, tuple(unreadable))
+        raise DataError(
+            f"{len(unreadable)} videos in a row cannot be read",
+            where=f"{self.manifest.root}: {unreadable[0].path} and those after it",
+            why=unreadable[0].reason,
+            fix="check that the data set's disk is there, or run `ogreg prepare` again",
+        )
+
+    def _views(
+        self,
+        frames: Tensor,
+        label: int,
+        index: int,
+        rng: random.Random,
+        unreadable: tuple[Unreadable, ...],
+    ) -> TrainBatch:
+        spec = self.augmentation
+        clips, labels, boxes = [], [], []
+        for _ in range(spec.repeats):
+            clip, changed = augment(frames, label, spec, rng)
+            clips.append(clip)
+            labels.append(changed)
+            boxes.append(draw_erasing(spec.erasing, spec.size, spec.size, rng))
+        return TrainBatch(
+            torch.stack(clips),
+            torch.tensor(labels),
+            torch.full((spec.repeats,), index),
+            torch.tensor(boxes),
+            unreadable,
+        )
 
 
 @dataclass(frozen=True)
@@ -105,7 +214,7 @@ class Views:
         return self.clips * self.crops.crops
 
     def indices(self, total: int, seed: int = 0) -> list[list[int]]:
-        """Frame indices of each clip for a video of ``total`` frames."""
+        """Positions of each clip's frames out of ``total``; frames, for videos of even rate."""
         clips = [test_indices(total, self.sampling, clip, self.clips) for clip in range(self.clips)]
         if self.control == "reversed":
             return [clip[::-1] for clip in clips]
@@ -123,16 +232,30 @@ def load_views(manifest: Manifest, row: Row, views: Views, seed: int = 0) -> Ten
     Raises:
         VideoError: the file cannot be read.
     """
-    clips = views.indices(row.frames, seed)
+    clips = views.indices(positions(row, views.sampling), seed)
     flat = [index for clip in clips for index in clip]
-    frames = _read_clip(manifest, row, flat)
+    frames = _read_clip(manifest, row, flat, views.sampling, views.crops.short_side)
     return torch.cat([test_crops(part, views.crops) for part in frames.split(len(clips[0]))])
 
 
-class ViewDataset(Dataset[tuple[Tensor, int, int]]):
-    """Test samples: ``(uint8 [views, 3, T, size, size], label, index)`` per video, in manifest
-    order.
+class ViewBatch(NamedTuple):
+    """A test batch.
+
+    Args:
+        views: uint8 ``[B, V, 3, T, size, size]`` of the videos that could be read.
+        labels: int64 ``[B]``.
+        indices: manifest rows, int64 ``[B]``.
+        unreadable: the others.
     """
+
+    views: Tensor
+    labels: Tensor
+    indices: Tensor
+    unreadable: tuple[Unreadable, ...]
+
+
+class ViewDataset(Dataset[ViewBatch]):
+    """Test samples: a batch of one video each, in manifest order."""
 
     def __init__(self, manifest: Manifest, views: Views) -> None:
         self.manifest = manifest
@@ -141,9 +264,15 @@ class ViewDataset(Dataset[tuple[Tensor, int, int]]):
     def __len__(self) -> int:
         return len(self.manifest.rows)
 
-    def __getitem__(self, index: int) -> tuple[Tensor, int, int]:
+    def __getitem__(self, index: int) -> ViewBatch:
         row = self.manifest.rows[index]
-        return load_views(self.manifest, row, self.views, seed=index), row.label, index
+        try:
+            views = load_views(self.manifest, row, self.views, seed=index)[None]
+        except VideoError as error:
+            nothing = torch.empty(0, dtype=torch.int64)
+            failed = Unreadable(index, row.path, str(error))
+            return ViewBatch(torch.empty(0, dtype=torch.uint8), nothing, nothing, (failed,))
+        return ViewBatch(views, torch.tensor([row.label]), torch.tensor([index]), ())
 
 
 class EpochSampler(Sampler[tuple[int, int]]):
@@ -203,17 +332,22 @@ class _Guarded(Dataset[Any]):
 
 
 def _collate(items: list[Any]) -> Any:
+    """Join batches of one; an error takes the whole batch's place."""
     for item in items:
         if isinstance(item, OgregError):
             return item
-    return default_collate(items)
+    *columns, unreadable = zip(*items, strict=True)
+    # A video that could not be read has empty tensors, whose shapes fit nothing.
+    filled = [[part for part in column if len(part)] or column[:1] for column in columns]
+    failed = tuple(failure for found in unreadable for failure in found)
+    return type(items[0])(*(torch.cat(list(column)) for column in filled), failed)
 
 
-def batches(loader: DataLoader[Any]) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """The batches of a loader made here.
+def batches(loader: DataLoader[Any]) -> Iterator[Any]:
+    """The batches of a loader made here: :class:`TrainBatch` or :class:`ViewBatch`.
 
     Raises:
-        VideoError: a video cannot be read; raised in the calling process with all its fields.
+        DataError: too many videos cannot be read; raised in the calling process with all its fields.
     """
     for batch in loader:
         if isinstance(batch, OgregError):
@@ -241,13 +375,13 @@ def _loader(
 def train_loader(
     dataset: ClipDataset, sampler: EpochSampler, batch_size: int, workers: int
 ) -> DataLoader[Any]:
-    """Batches ``(uint8 [B, 3, T, H, W], labels [B], indices [B])``; a last short batch is dropped."""
+    """Batches of ``batch_size`` clips; a last short batch is dropped."""
     drop_last = len(dataset) >= batch_size
     return _loader(dataset, batch_size, workers, sampler=sampler, drop_last=drop_last)
 
 
 def test_loader(dataset: ViewDataset, batch_size: int, workers: int) -> DataLoader[Any]:
-    """Batches ``(uint8 [B, V, 3, T, H, W], labels [B], indices [B])`` in manifest order."""
+    """Batches of ``batch_size`` videos in manifest order."""
     return _loader(dataset, batch_size, workers, shuffle=False)
 
 

@@ -11,33 +11,39 @@ import io
 import json
 import os
 import shlex
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field, fields
+import sys
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from ogreg_core.errors import DataError
 from ogreg_core.files import write_text_atomic
 
-__all__ = ["Manifest", "Row", "load_manifest", "read_dataset_info", "write_dataset"]
+__all__ = ["UNLABELLED", "Manifest", "Row", "load_manifest", "read_dataset_info", "write_dataset"]
 
 DATASET_FILE = "dataset.json"
 LABELS_FILE = "labels.txt"
 SPLITS = ("train", "val", "test")
+# The label of test videos whose class is withheld.
+UNLABELLED = -1
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Row:
     """One video of a manifest.
 
     Args:
-        path: relative to the video root.
-        label: class index, 0-based.
+        path: relative to the video root; absolute only where the data set's options allow it.
+        label: class index, 0-based; ``UNLABELLED`` if withheld.
         frames: presented frames.
         fps: mean frames per second.
         duration: seconds.
         width, height: pixels as displayed.
         decoder: ``decord`` or ``pyav``, whichever reads the file exactly.
+        variable_rate: whether frame times are uneven, so that they must be looked up in the file.
+        rotation: degrees counter-clockwise that the container asks for.
+        codec: FFmpeg's name.
     """
 
     path: str
@@ -48,6 +54,9 @@ class Row:
     width: int
     height: int
     decoder: str
+    variable_rate: bool = False
+    rotation: int = 0
+    codec: str = ""
 
 
 @dataclass(frozen=True)
@@ -62,6 +71,8 @@ class Manifest:
         mirror: class index after a left-right flip, for classes that a flip turns into another one.
         sha256: of the labels and the split's CSV file.
         dataset: name of the data set.
+        annotated: videos that the annotations list for this split, with or without a usable file; 0
+            if there are no annotations.
     """
 
     root: Path
@@ -71,6 +82,20 @@ class Manifest:
     mirror: dict[int, int] = field(default_factory=dict)
     sha256: str = ""
     dataset: str = ""
+    annotated: int = 0
+
+    def require_labels(self) -> None:
+        """Refuse a split whose classes are withheld.
+
+        Raises:
+            DataError: it cannot be learnt from or scored.
+        """
+        if any(row.label == UNLABELLED for row in self.rows):
+            raise DataError(
+                f"the {self.split} split of {self.dataset} has videos without a label",
+                why="its annotations withhold the classes",
+                fix="choose another split; `ogreg predict` names the actions in single files",
+            )
 
     def video(self, row: Row) -> Path:
         """Where a row's file lies."""
@@ -86,6 +111,7 @@ def write_dataset(
     splits: dict[str, list[Row]],
     mirror: dict[str, str] | None = None,
     options: dict[str, Any] | None = None,
+    coverage: Mapping[str, Mapping[str, int]] | None = None,
     version: str,
 ) -> dict[str, Any]:
     """Write the manifest files of a data set, ``dataset.json`` last so that its presence means
@@ -100,6 +126,7 @@ def write_dataset(
         splits: rows by split name.
         mirror: class names that a left-right flip turns into each other.
         options: how the data set was prepared.
+        coverage: for each split how many videos were annotated, found and usable.
         version: version of the tool.
 
     Returns:
@@ -116,7 +143,7 @@ def write_dataset(
         buffer = io.StringIO()
         writer = csv.writer(buffer, lineterminator="\n")
         writer.writerow([f.name for f in fields(Row)])
-        writer.writerows(asdict(row).values() for row in rows)
+        writer.writerows([_cell(getattr(row, f.name)) for f in fields(Row)] for row in rows)
         write_text_atomic(folder / f"{split}.csv", buffer.getvalue())
     info = {
         "schema": 1,
@@ -126,12 +153,17 @@ def write_dataset(
         else str(video_root.resolve()),
         "classes": len(labels),
         "videos": {split: len(rows) for split, rows in splits.items()},
+        "coverage": coverage or {},
         "mirror": mirror or {},
         "options": options or {},
         "ogreg_version": version,
     }
     write_text_atomic(folder / DATASET_FILE, json.dumps(info, indent=2, ensure_ascii=False) + "\n")
     return info
+
+
+def _cell(value: Any) -> Any:
+    return int(value) if isinstance(value, bool) else value
 
 
 def _inside(path: Path, folder: Path) -> bool:
@@ -177,9 +209,11 @@ def load_manifest(folder: Path, split: str) -> Manifest:
         have = ", ".join(name for name in SPLITS if (folder / f"{name}.csv").is_file()) or "none"
         raise DataError(f"{folder} has no split {split!r}", why=f"splits found: {have}")
     names = _read_text(folder / LABELS_FILE)
-    labels = tuple(names.splitlines())
+    # Not splitlines, which also breaks at characters that class names may hold.
+    labels = tuple(name.rstrip("\r") for name in names.removesuffix("\n").split("\n"))
     content = _read_text(path)
-    rows = tuple(_parse_rows(path, content, len(labels)))
+    outside = bool(info.get("options", {}).get("allow_outside"))
+    rows = tuple(_parse_rows(path, content, len(labels), outside))
     if not rows:
         raise DataError(f"{path} lists no videos")
     return Manifest(
@@ -190,6 +224,7 @@ def load_manifest(folder: Path, split: str) -> Manifest:
         mirror=_mirror_indices(folder, info.get("mirror", {}), labels),
         sha256=hashlib.sha256(f"{names}\n{content}".encode()).hexdigest(),
         dataset=info["dataset"],
+        annotated=int(info.get("coverage", {}).get(split, {}).get("annotated", 0)),
     )
 
 
@@ -211,7 +246,7 @@ def _mirror_indices(folder: Path, names: Any, labels: tuple[str, ...]) -> dict[i
         ) from error
 
 
-def _parse_rows(path: Path, content: str, classes: int) -> Iterable[Row]:
+def _parse_rows(path: Path, content: str, classes: int, outside: bool) -> Iterable[Row]:
     reader = csv.DictReader(io.StringIO(content))
     names = [f.name for f in fields(Row)]
     missing = set(names) - set(reader.fieldnames or [])
@@ -231,13 +266,23 @@ def _parse_rows(path: Path, content: str, classes: int) -> Iterable[Row]:
                 duration=float(cells["duration"]),
                 width=int(cells["width"]),
                 height=int(cells["height"]),
-                decoder=cells["decoder"],
+                decoder=sys.intern(cells["decoder"]),
+                variable_rate=bool(int(cells["variable_rate"])),
+                rotation=int(cells["rotation"]),
+                codec=sys.intern(cells["codec"]),
             )
         except (TypeError, ValueError) as error:
             raise DataError(
                 "a manifest line cannot be read", where=where, why=str(error)
             ) from error
-        if not 0 <= row.label < classes:
+        if not outside and _escapes(row.path):
+            raise DataError(
+                f"{row.path} lies outside the data set's folder",
+                where=where,
+                why="paths of a manifest are relative to its video root",
+                fix="ogreg prepare list ... --allow-outside, if it is meant",
+            )
+        if row.label != UNLABELLED and not 0 <= row.label < classes:
             raise DataError(
                 f"label {row.label} is not one of {classes} classes",
                 where=where,
@@ -246,3 +291,8 @@ def _parse_rows(path: Path, content: str, classes: int) -> Iterable[Row]:
         if row.frames < 1:
             raise DataError("a video without frames", where=where)
         yield row
+
+
+def _escapes(path: str) -> bool:
+    """Whether a relative path leaves the folder it is relative to."""
+    return os.path.isabs(path) or os.path.normpath(path).split(os.sep)[0] == os.pardir

@@ -2,17 +2,31 @@
 
 Two samplings, in the definitions of the Video-Swin code base that the field's tables use:
 
-* ``dense``: consecutive frames at a fixed stride, starting anywhere; short videos loop.
+* ``dense``: frames at a fixed stride, starting anywhere.
 * ``uniform``: the whole video in equal segments, one frame from each (TSN).
+
+Both choose *positions* on an even time axis; :func:`frame_numbers` says which frame is on screen at each.
+For most videos a position is a frame. It is not where frame times are uneven, or where a nominal rate
+makes the stride mean the same time in videos of any rate.
 """
 
 from __future__ import annotations
 
 import random
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-__all__ = ["ClipSampling", "middle_only", "test_indices", "train_indices"]
+from ogreg_core.data.manifest import Row
+
+__all__ = [
+    "ClipSampling",
+    "frame_numbers",
+    "middle_only",
+    "positions",
+    "test_indices",
+    "train_indices",
+]
 
 
 @dataclass(frozen=True)
@@ -23,25 +37,61 @@ class ClipSampling:
         kind: ``dense`` or ``uniform``.
         frames: frames per clip.
         stride: distance between frames, in frames; dense only.
+        fps: count the stride in frames of a video of this rate, whatever the file's is; 0: in the
+            file's own frames; dense only.
+        short: what a dense clip does at the end of a short video: ``loop`` to its start (mmaction2)
+            or ``clamp`` to its last frame (PySlowFast).
     """
 
     kind: Literal["dense", "uniform"]
     frames: int
     stride: int = 1
+    fps: float = 0.0
+    short: Literal["loop", "clamp"] = "loop"
+
+
+def positions(row: Row, sampling: ClipSampling) -> int:
+    """How many positions there are on the even time axis of a video."""
+    if sampling.kind == "dense" and sampling.fps:
+        return max(1, round(row.duration * sampling.fps))
+    return row.frames
+
+
+def frame_numbers(
+    chosen: Sequence[int],
+    row: Row,
+    sampling: ClipSampling,
+    look_up: Callable[[Sequence[float]], list[int]],
+) -> list[int]:
+    """The frame on screen at each position.
+
+    Args:
+        chosen: positions.
+        row: the video.
+        sampling: how they were chosen.
+        look_up: frames at given seconds, from the times in the file; called for uneven ones only.
+    """
+    if not row.variable_rate and (sampling.kind == "uniform" or not sampling.fps):
+        return list(chosen)
+    rate = positions(row, sampling) / row.duration
+    seconds = [position / rate for position in chosen]
+    if row.variable_rate:
+        return look_up(seconds)
+    # A hair of slack: a time may fall just short of the frame that begins there.
+    return [min(int(time * row.fps + 1e-4), row.frames - 1) for time in seconds]
 
 
 def train_indices(total: int, sampling: ClipSampling, rng: random.Random) -> list[int]:
-    """A random clip out of ``total`` frames."""
+    """A random clip out of ``total`` positions."""
     if sampling.kind == "dense":
-        span = sampling.frames * sampling.stride
-        start = rng.randint(0, max(total - span, 0))
-        return [(start + i * sampling.stride) % total for i in range(sampling.frames)]
+        start = rng.randint(0, max(total - sampling.frames * sampling.stride, 0))
+        return _dense(start, total, sampling)
     segment = total / sampling.frames
     return [min(int(segment * (i + rng.random())), total - 1) for i in range(sampling.frames)]
 
 
 def test_indices(total: int, sampling: ClipSampling, clip: int = 0, clips: int = 1) -> list[int]:
-    """Clip number ``clip`` of ``clips`` spread evenly over ``total`` frames, the same at every
+    """Clip number ``clip`` of ``clips`` spread evenly over ``total`` positions, the same at every
     call.
 
     Dense clips start at the middle of equal parts of the possible offsets; uniform ones take the
@@ -50,14 +100,20 @@ def test_indices(total: int, sampling: ClipSampling, clip: int = 0, clips: int =
     """
     if sampling.kind == "dense":
         free = max(total - sampling.frames * sampling.stride + 1, 1)
-        start = int(free * (clip + 0.5) / clips)
-        return [(start + i * sampling.stride) % total for i in range(sampling.frames)]
+        return _dense(int(free * (clip + 0.5) / clips), total, sampling)
     segment = total / sampling.frames
     share = (clip + 1) / (clips + 1)
     return [min(int(segment * (i + share)), total - 1) for i in range(sampling.frames)]
 
 
 test_indices.__test__ = False  # type: ignore[attr-defined]  # pytest would collect it by its name
+
+
+def _dense(start: int, total: int, sampling: ClipSampling) -> list[int]:
+    places = [start + i * sampling.stride for i in range(sampling.frames)]
+    if sampling.short == "clamp":
+        return [min(place, total - 1) for place in places]
+    return [place % total for place in places]
 
 
 def middle_only(indices: list[int]) -> list[int]:

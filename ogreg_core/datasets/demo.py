@@ -9,15 +9,16 @@ direction, so that motion alone is no cue either.
 from __future__ import annotations
 
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
-from ogreg_core.datasets.common import PrepareReport, parallel_map
-from ogreg_core.datasets.folder import prepare_folder
-from ogreg_core.errors import DataError
-from ogreg_core.progress import ProgressCallback
+from ogreg_core.datasets.folder import list_folder
+from ogreg_core.datasets.prepare import PrepareOptions, PrepareReport, prepare_listing
+from ogreg_core.errors import DataError, WorkFailed
+from ogreg_core.processes import Lost, run_isolated
+from ogreg_core.progress import Progress, ProgressCallback
 
 __all__ = ["MIRROR", "PAIRS", "prepare_demo", "render_clip"]
 
@@ -245,12 +246,12 @@ def prepare_demo(
                 path = folder / f"{label}_{number:03d}.mp4"
                 if not path.exists():
                     jobs.append((path, label, clip_seed))
-    parallel_map(_render_file, jobs, workers, "render", on_progress)
-    return prepare_folder(
-        root,
-        name="demo",
-        workers=workers,
-        mirror=MIRROR,
-        options={"seed": seed, "train_per_class": train_per_class, "val_per_class": val_per_class},
-        on_progress=on_progress,
-    )
+    results = run_isolated(_render_file, jobs, workers, preload=["ogreg_core.video"])
+    for done, (job, result) in enumerate(results, 1):
+        if isinstance(result, Lost):
+            raise WorkFailed(f"{job[0]} could not be rendered", why=result.detail)
+        on_progress(Progress("render", done, len(jobs)))
+    made = {"seed": seed, "train_per_class": train_per_class, "val_per_class": val_per_class}
+    listing = replace(list_folder(root, name="demo"), mirror=MIRROR, options=made)
+    options = PrepareOptions(workers=workers, command="ogreg prepare demo")
+    return prepare_listing(listing, options, on_progress)

@@ -14,6 +14,8 @@ from torch import nn
 from ogreg_core.checkpoint import CheckpointInfo, load_checkpoint, save_checkpoint
 from ogreg_core.data.loader import ClipDataset, EpochSampler, ViewDataset, test_loader, train_loader
 from ogreg_core.data.manifest import Manifest, load_manifest
+from ogreg_core.data.mixing import Erasing, Mixing
+from ogreg_core.data.rand_augment import parse_rand_augment
 from ogreg_core.data.sampling import ClipSampling
 from ogreg_core.data.transforms import Augmentation
 from ogreg_core.datasets.locations import find_dataset
@@ -71,6 +73,8 @@ def load_splits(recipe: Recipe, folder: Path | None = None) -> Splits:
         raise DataError(
             f"the training split of {folder} holds {len(train.rows)} videos; at least two are needed"
         )
+    for manifest in (train, val):
+        manifest.require_labels()
     return Splits(folder, train, val)
 
 
@@ -116,7 +120,13 @@ def _describe(loaded: LoadedRecipe, splits: Splits) -> CheckpointInfo:
         model=recipe.model.name,
         options=dict(recipe.model.options),
         labels=list(splits.train.labels),
-        sampling=ClipSampling(recipe.data.sampling, recipe.data.frames, recipe.data.stride),
+        sampling=ClipSampling(
+            recipe.data.sampling,
+            recipe.data.frames,
+            recipe.data.stride,
+            recipe.data.fps,
+            recipe.data.short,
+        ),
         size=recipe.data.size,
         short_side=recipe.data.short_side,
         mean=entry.mean,
@@ -137,12 +147,20 @@ def augmentation_of(recipe: Recipe, mirror: dict[int, int]) -> Augmentation:
     table = recipe.augment
     return Augmentation(
         size=recipe.data.size,
+        short_side=(table.short_side[0], table.short_side[1]),
+        inverse=table.inverse,
+        crop=table.crop,
         scale=(table.scale[0], table.scale[1]),
         ratio=(table.ratio[0], table.ratio[1]),
         flip=table.flip,
         color_jitter=table.color_jitter,
-        erasing=table.erasing,
+        hue=table.hue,
+        color_probability=table.color_probability,
+        grayscale=table.grayscale,
+        rand_augment=parse_rand_augment(table.rand_augment),
+        erasing=Erasing(table.erasing),
         mirror=mirror,
+        repeats=table.repeats,
     )
 
 
@@ -198,7 +216,9 @@ def build_trainer(
             on_progress=report,
             task="validate",
         )
-        return compute_metrics(found.scores, found.labels)
+        for video in found.unreadable:
+            on_progress(Note(f"counted as wrong: {video.reason}"))
+        return compute_metrics(found, splits.val)
 
     def save_model(path: Path, epoch: int, figures: dict[str, float]) -> None:
         described = replace(info, epoch=epoch, metrics=figures)
@@ -208,8 +228,15 @@ def build_trainer(
         epochs=recipe.train.epochs,
         batch_size=recipe.train.batch_size,
         clip_grad=recipe.train.clip_grad,
-        label_smoothing=recipe.train.label_smoothing,
-        mixup=recipe.train.mixup,
+        mixing=Mixing(
+            mixup=recipe.augment.mixup,
+            cutmix=recipe.augment.cutmix,
+            probability=recipe.augment.mix_probability,
+            switch=recipe.augment.mix_switch,
+            smoothing=recipe.train.label_smoothing,
+        ),
+        seed=recipe.seed,
+        max_unreadable=recipe.train.max_unreadable,
         precision=precision,
         eval_every=recipe.eval.every,
         mean=info.mean,

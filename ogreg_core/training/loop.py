@@ -17,13 +17,14 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader
 
-from ogreg_core.data.loader import EpochSampler, batches
+from ogreg_core.data.loader import EpochSampler, TrainBatch, Unreadable, batches, sample_rng
+from ogreg_core.data.mixing import Mixing, erase, mix
 from ogreg_core.data.transforms import to_input
-from ogreg_core.errors import Interrupted, WorkFailed
+from ogreg_core.errors import DataError, Interrupted, WorkFailed
 from ogreg_core.evaluation import Metrics, autocast
-from ogreg_core.progress import Progress, ProgressCallback
+from ogreg_core.progress import Note, Progress, ProgressCallback
 from ogreg_core.runs import RunFolder
-from ogreg_core.training.signals import StopRequest
+from ogreg_core.signals import StopRequest
 from ogreg_core.training.state import Position, load_state, restore_random_states, save_state
 
 if TYPE_CHECKING:
@@ -45,8 +46,9 @@ class TrainSettings:
     epochs: int
     batch_size: int
     clip_grad: float
-    label_smoothing: float
-    mixup: float
+    mixing: Mixing
+    seed: int
+    max_unreadable: float
     precision: str
     eval_every: int
     mean: Sequence[float]
@@ -102,7 +104,9 @@ class Trainer:
         """Train from the current position to the last epoch.
 
         Raises:
-            Interrupted: a signal asked to stop; the state was saved.
+            Interrupted: a signal asked to stop; the state was saved, unless the same signal ended the
+                loader's workers or a second one insisted.
+            DataError: more videos of an epoch than allowed cannot be read.
             WorkFailed: the loss is not finite; names the videos of the batch.
         """
         from torch.utils.tensorboard import SummaryWriter
@@ -137,18 +141,21 @@ class Trainer:
         self.model.train()
         self.sampler.set_position(position.epoch, position.batch * self.settings.batch_size)
         total = position.batch + len(self.loader)
+        budget = self.settings.max_unreadable * len(self.loader.dataset)  # type: ignore[arg-type]
         task = f"epoch {position.epoch + 1}/{self.settings.epochs}"
         already = position.seconds
         started = before = time.perf_counter()
         waited, clips = 0.0, 0
-        for batch, labels, indices in batches(self.loader):
+        for batch in batches(self.loader):
             waited += time.perf_counter() - before
-            loss, correct = self._step(batch, labels, indices)
+            self._count_unreadable(batch.unreadable, budget)
+            loss, correct = self._step(batch)
+            count = len(batch.labels)
             position.batch += 1
             position.step += 1
-            position.loss_sum += loss * len(labels)
-            position.clips += len(labels)
-            clips += len(labels)
+            position.loss_sum += loss * count
+            position.clips += count
+            clips += count
             elapsed = time.perf_counter() - started
             position.seconds = already + elapsed
             record: dict[str, Any] = {
@@ -156,28 +163,48 @@ class Trainer:
                 "epoch": position.epoch + 1,
                 "step": position.step,
                 "loss": loss,
-                "top1_batch": 100.0 * correct / len(labels),
+                "top1_batch": 100.0 * correct / count,
                 "lr": self.schedule.get_last_lr()[0],
                 "clips_per_s": clips / elapsed,
                 "data_wait_pct": 100.0 * waited / elapsed,
             }
+            if batch.unreadable:
+                record["unreadable"] = [video.path for video in batch.unreadable]
             self.run.append_metrics(record)
             shown = {key: record[key] for key in ("loss", "lr", "clips_per_s", "data_wait_pct")}
             self.on_progress(Progress(task, position.batch, total, shown))
             self._stop_if_asked(stop)
             before = time.perf_counter()
 
-    def _step(self, batch: Tensor, labels: Tensor, indices: Tensor) -> tuple[float, int]:
+    def _count_unreadable(self, videos: Sequence[Unreadable], budget: float) -> None:
+        """Another clip was trained on in place of each; say so, and stop where it becomes a habit."""
+        for video in videos:
+            self.position.unreadable += 1
+            self.on_progress(Note(f"left out of this epoch: {video.reason}"))
+            log.warning("unreadable: %s", video.reason)
+        if videos and self.position.unreadable > budget:
+            raise DataError(
+                f"{self.position.unreadable} training videos of one epoch cannot be read",
+                where=f"epoch {self.position.epoch + 1}; the last one: {videos[-1].reason}",
+                why=f"train.max_unreadable = {self.settings.max_unreadable:g} allows {budget:.0f}",
+                fix="run `ogreg prepare` again to leave them out, or raise train.max_unreadable",
+            )
+
+    def _step(self, batch: TrainBatch) -> tuple[float, int]:
         settings = self.settings
-        clips = to_input(batch.to(self.device, non_blocking=True), settings.mean, settings.std)
-        labels = labels.to(self.device, non_blocking=True)
-        clips, targets = mix(clips, labels, self.model.num_classes, settings.mixup)  # type: ignore[arg-type]
+        clips = batch.clips.to(self.device, non_blocking=True)
+        labels = batch.labels.to(self.device, non_blocking=True)
+        clips = erase(to_input(clips, settings.mean, settings.std), batch.boxes)
+        # A generator per step, so that resuming draws what not stopping would have drawn.
+        rng = sample_rng(settings.seed, self.position.epoch, -2 - self.position.batch)
+        classes: int = self.model.num_classes  # type: ignore[assignment]
+        clips, targets = mix(clips, labels, classes, settings.mixing, rng)
         with autocast(self.device, settings.precision):
             logits = self.model(clips)
-        loss = F.cross_entropy(logits.float(), targets, label_smoothing=settings.label_smoothing)
+        loss = F.cross_entropy(logits.float(), targets)
         value = loss.item()
         if not math.isfinite(value):
-            self._fail_on_loss(value, indices)
+            self._fail_on_loss(value, batch.indices)
         self.optimizer.zero_grad(set_to_none=True)
         self.scaler.scale(loss).backward()
         if settings.clip_grad:
@@ -215,7 +242,7 @@ class Trainer:
                 self.save_model(self.run.best, epoch, figures)
         self._write_tensorboard(board, epoch, {"train/loss": train_loss, **figures})
         self.save_model(self.run.last, epoch, figures)
-        position.epoch, position.batch, position.loss_sum, position.clips = epoch, 0, 0.0, 0
+        position.start_epoch(epoch)
         self.save()
         shown = {"train_loss": train_loss, **figures}
         self.on_progress(Progress("epochs", epoch, self.settings.epochs, shown))
@@ -260,24 +287,3 @@ class Trainer:
         self.scaler.load_state_dict(parts["scaler"])
         restore_random_states(parts["random"])
         self.run.drop_metrics_after(self.position.step)
-
-
-def mix(clips: Tensor, labels: Tensor, num_classes: int, alpha: float) -> tuple[Tensor, Tensor]:
-    """Mixup (Zhang et al. 2018): each clip with its mirror in the batch, one share per batch.
-
-    Args:
-        clips: ``[B, ...]`` float.
-        labels: ``[B]``.
-        num_classes: size of the head.
-        alpha: of the Beta distribution; 0 leaves everything as it is.
-
-    Returns:
-        Clips and class probabilities ``[B, num_classes]``; the plain labels if alpha is 0.
-    """
-    if alpha == 0:
-        return clips, labels
-    share = float(torch.distributions.Beta(alpha, alpha).sample())
-    targets = F.one_hot(labels, num_classes).to(clips.dtype)
-    return share * clips + (1 - share) * clips.flip(0), share * targets + (
-        1 - share
-    ) * targets.flip(0)

@@ -28,6 +28,7 @@ class Position:
         best_epoch: the epoch that reached it.
         seconds: training time so far.
         loss_sum, clips: over the current epoch, for its mean loss.
+        unreadable: videos of the current epoch that could not be read.
     """
 
     epoch: int = 0
@@ -38,6 +39,13 @@ class Position:
     seconds: float = 0.0
     loss_sum: float = 0.0
     clips: int = 0
+    unreadable: int = 0
+
+    def start_epoch(self, finished: int) -> None:
+        """Begin to count anew after ``finished`` epochs."""
+        self.epoch = finished
+        self.batch = self.clips = self.unreadable = 0
+        self.loss_sum = 0.0
 
 
 def random_states() -> dict[str, torch.Tensor]:

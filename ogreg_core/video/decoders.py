@@ -48,8 +48,11 @@ def damaged(path: str, why: str) -> VideoError:
     )
 
 
-def read_with_decord(path: str, indices: Sequence[int]) -> Tensor:
-    """Frames by index through decord: uint8 ``[len(indices), H, W, 3]`` RGB.
+def read_with_decord(
+    path: str, indices: Sequence[int], size: tuple[int, int] | None = None
+) -> Tensor:
+    """Frames by index through decord, scaled to ``size`` (height, width) if given: uint8
+    ``[len(indices), H, W, 3]`` RGB.
 
     Opens, reads once and drops the reader: decord reads ahead without bound, so a kept reader
         grows.
@@ -58,7 +61,8 @@ def read_with_decord(path: str, indices: Sequence[int]) -> Tensor:
         VideoError: damaged file, or an index past its end.
     """
     try:
-        reader = decord.VideoReader(path, num_threads=1)
+        height, width = size or (-1, -1)
+        reader = decord.VideoReader(path, num_threads=1, width=width, height=height)
         return torch.from_numpy(reader.get_batch(list(indices)).asnumpy())
     except IndexError as error:
         raise index_error(path, max(indices), len(reader)) from error
@@ -77,11 +81,14 @@ def index_error(path: str, index: int, frames: int) -> VideoError:
     )
 
 
-def _oriented(frame: av.VideoFrame) -> np.ndarray:
-    """RGB pixels ``[H, W, 3]`` the way up that the container asks for."""
-    # One thread: a pool per worker process makes busy cores slower.
-    pixels = frame.reformat(format="rgb24", threads=1).to_ndarray()
+def _oriented(frame: av.VideoFrame, size: tuple[int, int] | None = None) -> np.ndarray:
+    """RGB pixels ``[H, W, 3]`` the way up that the container asks for, scaled to ``size`` (height,
+    width).
+    """
     turns = round(frame.rotation / 90) % 4
+    height, width = (size[::-1] if turns % 2 else size) if size else (None, None)
+    # One thread: a pool per worker process makes busy cores slower.
+    pixels = frame.reformat(width, height, format="rgb24", threads=1).to_ndarray()
     return np.ascontiguousarray(np.rot90(pixels, turns)) if turns else pixels
 
 
@@ -112,9 +119,11 @@ def _open(path: str) -> tuple[av.container.InputContainer, av.VideoStream]:
     return container, stream
 
 
-def read_with_pyav(index: PacketIndex, indices: Sequence[int]) -> Tensor:
-    """Frames by index through PyAV, driven by the packet index: uint8 ``[len(indices), H, W, 3]``
-    RGB.
+def read_with_pyav(
+    index: PacketIndex, indices: Sequence[int], size: tuple[int, int] | None = None
+) -> Tensor:
+    """Frames by index through PyAV, driven by the packet index, scaled to ``size`` (height, width)
+    if given: uint8 ``[len(indices), H, W, 3]`` RGB.
 
     Seeks to the key frame at or before each wanted frame and decodes up to it; files without usable
     timestamps are read from the start and counted.
@@ -128,9 +137,9 @@ def read_with_pyav(index: PacketIndex, indices: Sequence[int]) -> Tensor:
     container, stream = _open(index.path)
     with container:
         if index.sequential:
-            found = _read_counting(index, container, stream, wanted)
+            found = _read_counting(index, container, stream, wanted, size)
         else:
-            found = _read_seeking(index, container, stream, wanted)
+            found = _read_seeking(index, container, stream, wanted, size)
     missing = [i for i in wanted if i not in found]
     if missing:
         raise damaged(index.path, f"frame {missing[0]} of {index.frames} does not decode")
@@ -142,12 +151,13 @@ def _read_counting(
     container: av.container.InputContainer,
     stream: av.VideoStream,
     wanted: list[int],
+    size: tuple[int, int] | None,
 ) -> dict[int, np.ndarray]:
     found: dict[int, np.ndarray] = {}
     targets = set(wanted)
     for position, frame in enumerate(_decoded(index.path, container, stream)):
         if position in targets:
-            found[position] = _oriented(frame)
+            found[position] = _oriented(frame, size)
         if position >= wanted[-1]:
             break
     return found
@@ -158,6 +168,7 @@ def _read_seeking(
     container: av.container.InputContainer,
     stream: av.VideoStream,
     wanted: list[int],
+    size: tuple[int, int] | None,
 ) -> dict[int, np.ndarray]:
     # Wanted frames that share a starting key frame are decoded in one go.
     groups: dict[int, list[int]] = {}
@@ -171,7 +182,7 @@ def _read_seeking(
         last = int(index.pts[members[-1]])
         for frame in _decoded(index.path, container, stream):
             if frame.pts in targets:
-                found[targets[frame.pts]] = _oriented(frame)
+                found[targets[frame.pts]] = _oriented(frame, size)
             if frame.pts is None or frame.pts >= last:
                 break
     return found

@@ -1,9 +1,8 @@
-"""Probing and reading video files: what every command uses to get from a path to frames."""
+"""Reading video files: what every command uses to get from a path to frames."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
@@ -13,49 +12,13 @@ from torch import Tensor
 from ogreg_core.errors import VideoError
 from ogreg_core.video.decoders import (
     decord_available,
-    display_rotation,
     iterate_frames,
     read_with_decord,
     read_with_pyav,
 )
 from ogreg_core.video.packets import PacketIndex, read_packet_index
 
-__all__ = ["VideoInfo", "VideoReader", "probe", "read_frames"]
-
-# Frame intervals may differ by this share of their median before a file counts as variable-rate;
-# container time bases of a millisecond (Matroska) alone cause 3 % at 30 frames per second.
-_RATE_TOLERANCE = 0.25
-
-
-@dataclass(frozen=True)
-class VideoInfo:
-    """What ``probe`` finds out about a file.
-
-    Args:
-        path: the file.
-        frames: presented frames.
-        fps: mean frames per second over the presented frames.
-        duration: seconds, from the first frame's appearance to the last one's end.
-        width, height: pixels as displayed, after rotation.
-        rotation: degrees by which stored frames are turned counter-clockwise for display.
-        codec, container: FFmpeg's names.
-        variable_rate: whether frame intervals differ by more than a quarter of their median.
-        decoder: ``decord`` or ``pyav``, whichever reads this file exactly.
-        reason: why decord was not chosen; empty if it was.
-    """
-
-    path: str
-    frames: int
-    fps: float
-    duration: float
-    width: int
-    height: int
-    rotation: int
-    codec: str
-    container: str
-    variable_rate: bool
-    decoder: str
-    reason: str
+__all__ = ["VideoReader", "read_frames"]
 
 
 class VideoReader:
@@ -91,9 +54,14 @@ class VideoReader:
     def __len__(self) -> int:
         return self.index.frames
 
-    def frames_at(self, indices: Sequence[int]) -> Tensor:
+    def frames_at(self, indices: Sequence[int], size: tuple[int, int] | None = None) -> Tensor:
         """Frames by index, in any order, repeats allowed: uint8 ``[len(indices), H, W, 3]`` RGB,
         upright.
+
+        Args:
+            indices: 0-based.
+            size: (height, width) to which FFmpeg scales while decoding, which is much cheaper than
+                scaling RGB frames afterwards; None: as stored.
 
         Raises:
             VideoError: unreadable file, or an index past its end.
@@ -106,8 +74,8 @@ class VideoReader:
                 raise VideoError(
                     f"{self.path} does not exist", code="missing", fix="check the path"
                 )
-            return read_with_decord(self.path, indices)
-        return read_with_pyav(self.index, indices)
+            return read_with_decord(self.path, indices, size)
+        return read_with_pyav(self.index, indices, size)
 
     def indices_at(self, seconds: Sequence[float]) -> list[int]:
         """The frame on screen at each time, counted in seconds from the first frame; clamped to the
@@ -129,68 +97,11 @@ class VideoReader:
         return iterate_frames(self.index)
 
 
-def read_frames(path: str | Path, indices: Sequence[int], decoder: str | None = None) -> Tensor:
+def read_frames(
+    path: str | Path,
+    indices: Sequence[int],
+    decoder: str | None = None,
+    size: tuple[int, int] | None = None,
+) -> Tensor:
     """Frames of one file by index: uint8 ``[len(indices), H, W, 3]``; see :class:`VideoReader`."""
-    return VideoReader(path, decoder).frames_at(indices)
-
-
-def probe(path: str | Path) -> VideoInfo:
-    """Everything a manifest row needs; decodes the first, middle and last frame.
-
-    Raises:
-        VideoError: missing, empty, not a video, no video stream, truncated, or damaged file.
-    """
-    reader = VideoReader(path)
-    index = reader.index
-    _check_complete(index)
-    reason = index.distrust
-    wanted = sorted({0, index.frames // 2, index.frames - 1})
-    try:
-        sample = reader.frames_at(wanted)
-    except VideoError:
-        if reader.decoder == "pyav":
-            raise
-        # Some healthy files are beyond decord (odd widths with rotation); a damaged one fails here too.
-        reader, reason = VideoReader(path, "pyav"), "decord fails on a frame"
-        sample = reader.frames_at(wanted)
-    height, width = sample.shape[1:3]
-    seconds = index.seconds
-    steps = np.diff(seconds)
-    last_step = float(np.median(steps)) if len(steps) else 1.0 / (index.average_rate or 25.0)
-    duration = float(seconds[-1]) + last_step
-    variable = bool(len(steps)) and bool(
-        np.max(np.abs(steps - np.median(steps))) > _RATE_TOLERANCE * np.median(steps)
-    )
-    return VideoInfo(
-        path=index.path,
-        frames=index.frames,
-        fps=index.frames / duration,
-        duration=duration,
-        width=width,
-        height=height,
-        rotation=display_rotation(index.path),
-        codec=index.codec,
-        container=index.container,
-        variable_rate=variable,
-        decoder=reader.decoder,
-        reason=reason,
-    )
-
-
-def _check_complete(index: PacketIndex) -> None:
-    """Refuse a file that was cut off: its header promises more than it holds."""
-    if index.stated_frames > index.packets:
-        raise VideoError(
-            f"{index.path} is cut off",
-            code="truncated",
-            why=f"its header promises {index.stated_frames} frames, {index.packets} are there",
-            fix="fetch the file again",
-        )
-    # Sound counts: it may outlast the pictures. Half a second of slack for rounding in headers.
-    if index.held_seconds < 0.9 * index.stated_seconds - 0.5:
-        raise VideoError(
-            f"{index.path} is cut off",
-            code="truncated",
-            why=f"its header promises {index.stated_seconds:.1f} s, it ends at {index.held_seconds:.1f} s",
-            fix="fetch the file again",
-        )
+    return VideoReader(path, decoder).frames_at(indices, size)

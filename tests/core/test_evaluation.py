@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from ogreg_core.evaluation import compute_metrics, score_views
+from ogreg_core.evaluation import metrics_of, score_views
 
 
 @given(classes=st.integers(2, 12), count=st.integers(1, 40), seed=st.integers(0, 10**6))
@@ -17,7 +17,7 @@ def test_metrics_equal_a_plain_loop(classes, count, seed):
     generator = torch.Generator().manual_seed(seed)
     scores = torch.rand(count, classes, generator=generator).softmax(1)
     labels = torch.randint(0, classes, (count,), generator=generator)
-    found = compute_metrics(scores, labels)
+    found = metrics_of(scores, labels)
     by_class: dict[int, list[bool]] = {}
     top1 = top5 = 0
     for row, label in zip(scores.tolist(), labels.tolist(), strict=True):
@@ -42,7 +42,7 @@ def test_metrics_equal_torchmetrics_where_every_class_occurs():
 
     torch.manual_seed(0)
     scores, labels = torch.rand(300, 9).softmax(1), torch.arange(300) % 9
-    found = compute_metrics(scores, labels)
+    found = metrics_of(scores, labels)
     for name, options in (
         ("top1", {"average": "micro"}),
         ("top5", {"average": "micro", "top_k": 5}),

@@ -17,7 +17,7 @@ from ogreg_core.data.sampling import ClipSampling
 from ogreg_core.data.transforms import Augmentation, TestCrops
 
 SAMPLING = ClipSampling("uniform", 4)
-AUGMENTATION = Augmentation(32, flip="mirror", color_jitter=0.3, mirror={0: 1})
+AUGMENTATION = Augmentation(32, flip="swap", color_jitter=0.3, mirror={0: 1})
 
 
 def batches(root, workers, epoch=2, start=0, batch=5):
@@ -31,12 +31,12 @@ def test_samples_do_not_depend_on_workers_or_restarts(demo_root):
     reference = batches(demo_root, workers=0)
     assert len(reference) == 48 // 5
     for found in (batches(demo_root, workers=2), batches(demo_root, workers=1)):
-        for (a, la, ia), (b, lb, ib) in zip(reference, found, strict=True):
+        for (a, la, ia, *_), (b, lb, ib, *_) in zip(reference, found, strict=True):
             assert torch.equal(a, b)
             assert torch.equal(la, lb)
             assert torch.equal(ia, ib)
     resumed = batches(demo_root, workers=0, start=15)
-    for (a, _, ia), (b, _, ib) in zip(reference[3:], resumed, strict=True):
+    for (a, _, ia, *_), (b, _, ib, *_) in zip(reference[3:], resumed, strict=True):
         assert torch.equal(a, b)
         assert torch.equal(ia, ib)
 
@@ -78,7 +78,8 @@ def test_views_are_clips_times_crops(demo_root):
     alone = load_views(manifest, manifest.rows[0], Views(SAMPLING, 2, TestCrops(32, 40, 1)))
     assert torch.equal(found[1], alone[0])
     assert torch.equal(found[4], alone[1])
-    batch, labels, indices = next(iter(test_loader(ViewDataset(manifest, views), 3, 0)))
+    batch, labels, indices, unreadable = next(iter(test_loader(ViewDataset(manifest, views), 3, 0)))
     assert batch.shape == (3, 6, 3, 4, 32, 32)
+    assert unreadable == ()
     assert indices.tolist() == [0, 1, 2]
     assert labels.tolist() == [row.label for row in manifest.rows[:3]]

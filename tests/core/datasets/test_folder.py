@@ -6,8 +6,9 @@ import shutil
 import pytest
 
 from ogreg_core.data.manifest import load_manifest
-from ogreg_core.datasets.folder import prepare_folder
+from ogreg_core.datasets.folder import list_folder
 from ogreg_core.datasets.locations import find_dataset, known_datasets
+from ogreg_core.datasets.prepare import PrepareOptions, prepare_listing
 from ogreg_core.errors import DataError, EnvironmentFault
 from ogreg_core.progress import ignore_progress
 from ogreg_core.video import write_video
@@ -24,7 +25,8 @@ def make(root, names):
 
 
 def prepare(root, **options):
-    return prepare_folder(root, on_progress=ignore_progress, **options)
+    how = {key: options.pop(key) for key in ("out", "workers") if key in options}
+    return prepare_listing(list_folder(root, **options), PrepareOptions(**how), ignore_progress)
 
 
 def test_split_folders(tmp_path):
@@ -90,12 +92,12 @@ def test_broken_files_are_listed_and_left_out(tmp_path):
     (root / "train/b/text.mp4").write_text("hello")
     report = prepare(root)
     assert report.videos == {"train": 2}
-    assert {(item.path, item.code) for item in report.quarantined} == {
+    assert {(item.path, item.code) for item in report.left_out} == {
         ("train/a/empty.mp4", "empty"),
         ("train/b/text.mp4", "not-a-video"),
     }
     lines = (root / "quarantine.csv").read_text().splitlines()
-    assert lines[0] == "path,reason,detail"
+    assert lines[0] == "path,split,reason,detail"
     assert len(lines) == 3
 
 
@@ -107,7 +109,7 @@ def test_names_that_are_no_utf8_are_left_out(tmp_path):
         file.write((root / "train/a/1.mp4").read_bytes())
     report = prepare(root)
     assert report.videos == {"train": 2}
-    assert report.quarantined[0].code == "name"
+    assert report.left_out[0].code == "name"
 
 
 def test_read_only_root_needs_out(tmp_path):

@@ -30,9 +30,7 @@ class StopRequest:
     def _handle(self, number: int, _frame: FrameType | None) -> None:
         # Terminals and launchers may deliver the same interrupt twice.
         if self.number and time.monotonic() - self._since > 1.0:
-            raise Interrupted(
-                "stopped at once, without saving; the last checkpoint stays", signal_number=number
-            )
+            raise Interrupted("stopped at once; what was saved before stays", signal_number=number)
         if not self.number:
             self.number = number
             self._since = time.monotonic()
