@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from ogreg_cli import evaluate, models, predict, prepare, profile, train, visualize_gaze
+from ogreg_cli import data, evaluate, models, predict, prepare, profile, train, visualize_gaze
 from ogreg_cli.console import settings
 from ogreg_core import __version__
 
@@ -55,3 +55,13 @@ app.command("profile", epilog=profile.EXAMPLES)(profile.profile)
 app.command("predict", epilog=predict.EXAMPLES)(predict.predict)
 app.command("visualize-gaze", epilog=visualize_gaze.EXAMPLES)(visualize_gaze.visualize_gaze)
 app.command("models", epilog=models.EXAMPLES)(models.models)
+
+data_app = typer.Typer(
+    help="Look at data as a model is trained and tested on them.",
+    epilog="Start here: ogreg data show recipes/demo.toml",
+    no_args_is_help=True,
+    rich_markup_mode=_MARKUP,  # type: ignore[arg-type]
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+data_app.command("show", epilog=data.EXAMPLES)(data.show)
+app.add_typer(data_app, name="data")

@@ -86,7 +86,7 @@ def run_isolated(
                 except ProcessExpired as error:
                     yield job, Lost("crash", f"the process that opened it died ({_death(error)})")
                 except DeadlineMissed:
-                    yield job, Lost("time-out", f"not done after {limit:.0f} s")
+                    yield job, Lost("time-out", f"not done after {limit:g} s")
         pool.close()
     finally:
         # After an error or an interrupt nothing that is under way is waited for.

@@ -52,6 +52,7 @@ __all__ = [
     "load_views",
     "locate",
     "sample_rng",
+    "step_rng",
     "test_loader",
     "train_loader",
 ]
@@ -68,6 +69,14 @@ def sample_rng(seed: int, epoch: int, index: int) -> random.Random:
     """
     digest = hashlib.sha256(f"{seed},{epoch},{index}".encode()).digest()
     return random.Random(int.from_bytes(digest[:8], "big"))
+
+
+def step_rng(seed: int, epoch: int, batch: int) -> random.Random:
+    """The generator of what is drawn for a whole batch: a function of its place in the training, so
+    that resuming draws what not stopping would have drawn.
+    """
+    # Below -1, which is the epoch's permutation; samples count from 0.
+    return sample_rng(seed, epoch, -2 - batch)
 
 
 @dataclass(frozen=True)

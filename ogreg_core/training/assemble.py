@@ -39,11 +39,14 @@ from ogreg_core.training.optim import build_optimizer, build_schedule
 
 __all__ = [
     "Splits",
+    "augmentation_of",
     "build_model",
     "build_trainer",
     "check_same_data",
     "describe_run",
     "load_splits",
+    "mixing_of",
+    "sampling_of",
 ]
 
 
@@ -120,13 +123,7 @@ def _describe(loaded: LoadedRecipe, splits: Splits) -> CheckpointInfo:
         model=recipe.model.name,
         options=dict(recipe.model.options),
         labels=list(splits.train.labels),
-        sampling=ClipSampling(
-            recipe.data.sampling,
-            recipe.data.frames,
-            recipe.data.stride,
-            recipe.data.fps,
-            recipe.data.short,
-        ),
+        sampling=sampling_of(recipe),
         size=recipe.data.size,
         short_side=recipe.data.short_side,
         mean=entry.mean,
@@ -139,6 +136,23 @@ def _describe(loaded: LoadedRecipe, splits: Splits) -> CheckpointInfo:
         data_folder=str(splits.folder.resolve()),
         recipe=loaded.name,
         recipe_sha256=recipe.sha256,
+    )
+
+
+def sampling_of(recipe: Recipe) -> ClipSampling:
+    """How the recipe picks a clip's frames."""
+    table = recipe.data
+    return ClipSampling(table.sampling, table.frames, table.stride, table.fps, table.short)
+
+
+def mixing_of(recipe: Recipe) -> Mixing:
+    """How the recipe mixes the clips and labels of a batch."""
+    return Mixing(
+        mixup=recipe.augment.mixup,
+        cutmix=recipe.augment.cutmix,
+        probability=recipe.augment.mix_probability,
+        switch=recipe.augment.mix_switch,
+        smoothing=recipe.train.label_smoothing,
     )
 
 
@@ -228,13 +242,7 @@ def build_trainer(
         epochs=recipe.train.epochs,
         batch_size=recipe.train.batch_size,
         clip_grad=recipe.train.clip_grad,
-        mixing=Mixing(
-            mixup=recipe.augment.mixup,
-            cutmix=recipe.augment.cutmix,
-            probability=recipe.augment.mix_probability,
-            switch=recipe.augment.mix_switch,
-            smoothing=recipe.train.label_smoothing,
-        ),
+        mixing=mixing_of(recipe),
         seed=recipe.seed,
         max_unreadable=recipe.train.max_unreadable,
         precision=precision,

@@ -17,7 +17,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader
 
-from ogreg_core.data.loader import EpochSampler, TrainBatch, Unreadable, batches, sample_rng
+from ogreg_core.data.loader import EpochSampler, TrainBatch, Unreadable, batches, step_rng
 from ogreg_core.data.mixing import Mixing, erase, mix
 from ogreg_core.data.transforms import to_input
 from ogreg_core.errors import DataError, Interrupted, WorkFailed
@@ -195,8 +195,7 @@ class Trainer:
         clips = batch.clips.to(self.device, non_blocking=True)
         labels = batch.labels.to(self.device, non_blocking=True)
         clips = erase(to_input(clips, settings.mean, settings.std), batch.boxes)
-        # A generator per step, so that resuming draws what not stopping would have drawn.
-        rng = sample_rng(settings.seed, self.position.epoch, -2 - self.position.batch)
+        rng = step_rng(settings.seed, self.position.epoch, self.position.batch)
         classes: int = self.model.num_classes  # type: ignore[assignment]
         clips, targets = mix(clips, labels, classes, settings.mixing, rng)
         with autocast(self.device, settings.precision):

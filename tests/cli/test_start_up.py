@@ -18,6 +18,8 @@ QUICK = [
     ["trian"],
     *([command, "--help"] for command in COMMANDS),
     ["train"],
+    ["data", "show", "--help"],
+    ["prepare", "ssv2", "x", "--shard", "3/2"],
     ["train", "--nonsense"],
     ["train", "demo", "train.lrr=1"],
     ["train", "demo", "--print-recipe"],

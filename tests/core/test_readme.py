@@ -19,7 +19,7 @@ def test_ci_calls_the_test_command_of_the_readme():
 
 
 def test_recipes_and_models_named_exist():
-    for name in re.findall(r"recipes/(\w+)\.toml", README):
+    for name in re.findall(r"recipes/([\w-]+)\.toml", README):
         assert name in builtin_recipes()
     for name in re.findall(r"ogreg-[a-z]\b", README):
         assert name in MODELS
@@ -28,7 +28,7 @@ def test_recipes_and_models_named_exist():
 def test_commands_named_exist():
     from ogreg_cli.app import app
 
-    known = {command.name for command in app.registered_commands}
+    known = {command.name for command in [*app.registered_commands, *app.registered_groups]}
     used = set(re.findall(r"`ogreg ([a-z][a-z-]+)", README))
     assert used
     assert used <= known
