@@ -71,9 +71,10 @@ def frame_numbers(
         sampling: how they were chosen.
         look_up: frames at given seconds, from the times in the file; called for uneven ones only.
     """
-    if not row.variable_rate and (sampling.kind == "uniform" or not sampling.fps):
+    nominal = sampling.kind == "dense" and sampling.fps > 0
+    if not row.variable_rate and not nominal:
         return list(chosen)
-    rate = positions(row, sampling) / row.duration
+    rate = sampling.fps if nominal else row.frames / row.duration
     seconds = [position / rate for position in chosen]
     if row.variable_rate:
         return look_up(seconds)

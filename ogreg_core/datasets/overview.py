@@ -52,11 +52,13 @@ def _classes(axes: Any, labels: Sequence[str], splits: Mapping[str, Sequence[Row
     order = np.arange(len(labels)) if few else np.argsort(-total, kind="stable")
     bottom = np.zeros(len(labels), dtype=np.int64)
     for split, count in counts.items():
-        axes.bar(np.arange(len(labels)), count[order], bottom=bottom, width=0.9, label=split)
+        width = 0.9 if few else 1.0  # gaps between many thin bars would make a pattern
+        axes.bar(np.arange(len(labels)), count[order], bottom=bottom, width=width, label=split)
         bottom = bottom + count[order]
     axes.set_ylabel("videos")
-    axes.legend()
+    axes.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=len(counts), frameon=False)
     axes.margins(x=0.01)
+    _whole_numbers(axes)
     if few:
         axes.set_xticks(np.arange(len(labels)), _short(labels), rotation=60, ha="right", fontsize=8)
     else:
@@ -78,6 +80,7 @@ def _durations(axes: Any, rows: Sequence[Row]) -> None:
     axes.hist(seconds, bins=40, color="tab:grey")
     axes.set_xlabel(f"duration, seconds (median {np.median(seconds):.1f})")
     axes.set_ylabel("videos")
+    _whole_numbers(axes)
 
 
 def _rates(axes: Any, rows: Sequence[Row]) -> None:
@@ -96,6 +99,14 @@ def _bars(axes: Any, counts: list[tuple[str, int]], total: int) -> None:
     if (rest := total - sum(count for _, count in counts)) > 0:
         counts = [*counts, ("other", rest)]
     axes.bar(range(len(counts)), [count for _, count in counts], color="tab:grey")
+    axes.set_xlim(-0.6, max(len(counts), _COMMON_SIZES // 2) - 0.4)
+    _whole_numbers(axes)
     axes.set_xticks(
         range(len(counts)), [name for name, _ in counts], rotation=45, ha="right", fontsize=8
     )
+
+
+def _whole_numbers(axes: Any) -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    axes.yaxis.set_major_locator(MaxNLocator(integer=True))

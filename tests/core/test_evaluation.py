@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -78,3 +80,13 @@ def test_scores_are_the_mean_softmax_over_views():
             parts.append(model(pixels[None]).softmax(-1)[0])
         torch.testing.assert_close(found[video], torch.stack(parts).mean(0), atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(found.sum(1), torch.ones(7))
+
+
+def test_a_video_without_a_score_counts_as_wrong():
+    scores = torch.tensor([[0.9, 0.1, 0.0], [0.2, 0.8, 0.0]])
+    found = metrics_of(scores, torch.tensor([0, 1]), missed=[0, 2])
+    assert (found.top1, found.top5, found.videos, found.unreadable) == (50.0, 50.0, 4, 2)
+    assert found.per_class == [50.0, 100.0, 0.0]
+    assert found.per_class_videos == [2, 1, 1]
+    assert found.mean_class == pytest.approx(50.0)
+    assert found.loss == pytest.approx(-(math.log(0.9) + math.log(0.8)) / 2)

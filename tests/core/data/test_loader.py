@@ -1,5 +1,9 @@
 from __future__ import annotations
 
+import shutil
+from dataclasses import replace
+
+import pytest
 import torch
 
 from ogreg_core.data.loader import (
@@ -13,8 +17,10 @@ from ogreg_core.data.loader import (
     train_loader,
 )
 from ogreg_core.data.manifest import load_manifest
+from ogreg_core.data.mixing import Erasing
 from ogreg_core.data.sampling import ClipSampling
 from ogreg_core.data.transforms import Augmentation, TestCrops
+from ogreg_core.errors import DataError
 
 SAMPLING = ClipSampling("uniform", 4)
 AUGMENTATION = Augmentation(32, flip="swap", color_jitter=0.3, mirror={0: 1})
@@ -30,7 +36,7 @@ def batches(root, workers, epoch=2, start=0, batch=5):
 def test_samples_do_not_depend_on_workers_or_restarts(demo_root):
     reference = batches(demo_root, workers=0)
     assert len(reference) == 48 // 5
-    for found in (batches(demo_root, workers=2), batches(demo_root, workers=1)):
+    for found in (batches(demo_root, workers=3), batches(demo_root, workers=1)):
         for (a, la, ia, *_), (b, lb, ib, *_) in zip(reference, found, strict=True):
             assert torch.equal(a, b)
             assert torch.equal(la, lb)
@@ -83,3 +89,48 @@ def test_views_are_clips_times_crops(demo_root):
     assert unreadable == ()
     assert indices.tolist() == [0, 1, 2]
     assert labels.tolist() == [row.label for row in manifest.rows[:3]]
+
+
+def test_repeated_views_of_one_decoded_clip(demo_root):
+    spec = replace(AUGMENTATION, repeats=3, erasing=Erasing(1.0), short_side=(40, 48))
+    dataset = ClipDataset(load_manifest(demo_root, "train"), SAMPLING, spec, seed=7)
+    sampler = EpochSampler(len(dataset), 7)
+    (first, *_) = train_loader(dataset, sampler, 4, 0)
+    assert first.clips.shape == (12, 3, 4, 32, 32)
+    assert first.indices.tolist() == [i for i in first.indices[::3].tolist() for _ in range(3)]
+    assert len({tuple(box) for box in first.boxes.tolist()}) == 12
+    assert not torch.equal(first.clips[0], first.clips[1])
+
+
+def broken_copy(demo_root, tmp_path, split, count):
+    copy = tmp_path / "demo"
+    shutil.copytree(demo_root, copy)
+    manifest = load_manifest(copy, split)
+    for row in manifest.rows[:count]:
+        manifest.video(row).write_bytes(b"no video")
+    return manifest
+
+
+def test_an_unreadable_training_video_gives_way_to_the_next(demo_root, tmp_path):
+    manifest = broken_copy(demo_root, tmp_path, "train", 2)
+    dataset = ClipDataset(manifest, SAMPLING, AUGMENTATION, seed=7)
+    item = dataset[3, 0]
+    assert item.indices.tolist() == [2]
+    assert [video.path for video in item.unreadable] == [row.path for row in manifest.rows[:2]]
+    assert not dataset[3, 2].unreadable
+
+
+def test_a_disk_that_is_gone_is_an_error(demo_root, tmp_path):
+    manifest = broken_copy(demo_root, tmp_path, "train", 48)
+    with pytest.raises(DataError, match="10 videos in a row"):
+        ClipDataset(manifest, SAMPLING, AUGMENTATION, seed=7)[0, 0]
+
+
+def test_an_unreadable_test_video_is_named_and_the_others_stay(demo_root, tmp_path):
+    manifest = broken_copy(demo_root, tmp_path, "val", 2)
+    views = Views(SAMPLING, 1, TestCrops(32, 40))
+    found = list(test_loader(ViewDataset(manifest, views), 2, 0))
+    assert len(found[0].unreadable) == 2
+    assert len(found[0].indices) == 0
+    assert [index for batch in found for index in batch.indices.tolist()] == list(range(2, 32))
+    assert [video.index for batch in found for video in batch.unreadable] == [0, 1]

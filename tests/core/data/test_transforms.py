@@ -13,6 +13,7 @@ from ogreg_core.data.transforms import (
     Augmentation,
     TestCrops,
     augment,
+    draw_short_side,
     resize_short_side,
     test_crops,
     to_input,
@@ -114,6 +115,49 @@ class TestAugment:
             assert augment(frames, 2, spec, random.Random(seed))[1] == 2
             outcomes.add(flipped)
         assert outcomes == {True, False}
+
+
+class TestShortSideAndCrop:
+    def test_draws_stay_in_range_and_reach_its_ends(self):
+        spec = Augmentation(32, short_side=(40, 48))
+        found = {draw_short_side(spec, random.Random(seed)) for seed in range(200)}
+        assert found == set(range(40, 49))
+        assert draw_short_side(Augmentation(32), random.Random(0)) == 0
+
+    def test_inverse_draws_favour_small_scales(self):
+        """1 / s is even, so the median of s is the harmonic mean of the ends."""
+        spec = Augmentation(224, short_side=(256, 320), inverse=True)
+        found = sorted(draw_short_side(spec, random.Random(seed)) for seed in range(2000))
+        assert (found[0], found[-1]) == (256, 320)
+        assert found[1000] == pytest.approx(2 / (1 / 256 + 1 / 320), abs=2)
+
+    def test_a_random_crop_is_cut_out_unscaled(self):
+        frames = clip(1, 40, 50)
+        spec = Augmentation(32, short_side=(40, 40), crop="random")
+        corners = set()
+        for seed in range(30):
+            found, _ = augment(frames, 0, spec, random.Random(seed))
+            places = [
+                (y, x)
+                for y in range(9)
+                for x in range(19)
+                if torch.equal(frames[0, :, y : y + 32, x : x + 32], found[:, 0])
+            ]
+            assert len(places) == 1
+            corners.update(places)
+        assert len(corners) > 20
+
+    def test_mirror_classes_can_be_left_unflipped(self):
+        spec = Augmentation(60, scale=(1.0, 1.0), ratio=(1.5, 1.5), flip="skip", mirror={0: 1})
+        frames = clip(2)
+        seen = {label: set() for label in (0, 2)}
+        for label in (0, 2):
+            for seed in range(20):
+                found, same = augment(frames, label, spec, random.Random(seed))
+                assert same == label
+                seen[label].add(found.float().mean(dim=(0, 1, 2))[0].item())
+        assert len(seen[0]) == 1
+        assert len(seen[2]) == 2
 
 
 def test_test_time_transforms_need_no_torchvision():
