@@ -9,7 +9,7 @@ from ogreg_cli.app import app
 from ogreg_cli.console import emit_json, error_document, fail
 from ogreg_core.errors import UsageError
 
-_USAGE = 2
+_USAGE, _INTERRUPTED = 2, 130
 
 
 def main() -> None:
@@ -24,6 +24,9 @@ def main() -> None:
         if stop.code == _USAGE and "--json" in sys.argv:
             # Typer has told the person on stderr; the program gets its document too.
             emit_json(error_document(UsageError("wrong usage, see stderr", fix="ogreg --help")))
+        if stop.code == _INTERRUPTED:
+            # Typer leaves without a word on Ctrl-C.
+            sys.exit(fail(KeyboardInterrupt()))
         raise
     except Exception as error:  # the one place where errors become sentences
         sys.exit(fail(error))

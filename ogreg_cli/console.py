@@ -243,7 +243,7 @@ def explain(error: BaseException) -> OgregError:
     return known
 
 
-def fail(error: Exception) -> int:
+def fail(error: BaseException) -> int:
     """Print an error the way users are promised and return the exit code."""
     known = explain(error)
     if os.environ.get("OGREG_DEBUG"):

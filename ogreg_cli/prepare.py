@@ -51,7 +51,10 @@ def prepare(
         typer.Option(help="Folder of the annotation files or lists; default: found below ROOT."),
     ] = None,
     out: Annotated[
-        Path | None, typer.Option(help="Folder for the manifest and copies; default: ROOT.")
+        Path | None,
+        typer.Option(
+            help="Folder for the manifest and copies; default: ROOT, or a folder in it if that has such files.",
+        ),
     ] = None,
     resize: Annotated[
         int | None,
@@ -104,11 +107,12 @@ def prepare(
         ),
     ] = None,
     deadline: Annotated[
-        float,
+        float | None,
         typer.Option(
-            min=1.0, help="Seconds for one file; more for large ones that are decoded whole."
+            min=1.0,
+            help="Seconds for one file, more for large ones that are decoded whole.  [60]",
         ),
-    ] = 60.0,
+    ] = None,
     workers: Annotated[
         int | None, typer.Option(min=0, help="Processes; default: one per core; 0: unprotected.")
     ] = None,
@@ -126,8 +130,8 @@ def prepare(
         raise UsageError("--fps needs --resize", why="only re-encoded copies can change their rate")
     if resize and resize % 2:
         raise UsageError(f"--resize {resize} is odd", why="H.264 needs even sides")
-    if shard and merge:
-        raise UsageError("--shard and --merge exclude each other")
+    if merge and (shard or deadline or workers is not None):
+        raise UsageError("--merge checks no file and excludes --shard, --deadline and --workers")
     part = parse_shard(shard) if shard else (None if merge else shard_of_environment())
     from ogreg_core.processes import default_workers
 
@@ -145,6 +149,7 @@ def prepare(
             "--shard": shard,
             "--merge": merge or None,
             "--verify": "full" if verify is Verify.full else None,
+            "--deadline": deadline,
         }
         _refuse(others, dataset)
         report = _prepare_demo(root, train_clips or 24, val_clips or 8, seed or 0, processes)
@@ -165,7 +170,7 @@ def prepare(
                 "out": out,
                 "verify": verify.value,
                 "workers": processes,
-                "deadline": deadline,
+                "deadline": deadline or 60.0,
                 "shard": part,
                 "merge": merge,
             },
@@ -197,6 +202,7 @@ def _prepare_demo(
             val_per_class=val_clips,
             seed=seed,
             workers=workers,
+            command=_command(),
             on_progress=reporter,
         )
 
@@ -270,6 +276,8 @@ def _left_out(item: LeftOut) -> dict[str, str]:
 
 
 def _render(report: PrepareReport, dataset: str) -> None:
+    from ogreg_core.datasets.prepare import REASONS
+
     each = f", {1000 * report.seconds / report.checked:.1f} ms each" if report.checked else ""
     info(f"{report.checked:,} files checked in {report.seconds:.1f} s{each}")
     if report.shard:
@@ -303,8 +311,12 @@ def _render(report: PrepareReport, dataset: str) -> None:
     if report.left_out:
         counts = ", ".join(f"{code} {count:,}" for code, count in report.reasons().items())
         info(f"{len(report.left_out):,} left out ({counts}): {report.folder / 'quarantine.csv'}")
-        for item in report.left_out[: None if settings.verbose else 3]:
-            info(f"  {item.code}: {item.path}: {item.detail}")
+        if settings.verbose:
+            for item in report.left_out:
+                info(f"  {item.code}: {item.path}: {item.detail}")
+        else:
+            for code in report.reasons():
+                info(f"  {code}: {REASONS[code]}")
     info(f"overview: {report.folder / 'overview.png'}")
     recipe = "demo" if dataset == "demo" else CATALOGUE[dataset].recipe
     info(f"next: ogreg train recipes/{recipe}.toml data.root={shlex.quote(str(report.folder))}")

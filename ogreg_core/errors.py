@@ -79,8 +79,9 @@ class VideoError(DataError):
     """A video file cannot be read.
 
     Args:
-        code: short reason, one of ``missing, empty, not-a-video, no-video-stream, unsupported-
-            codec, truncated, damaged, index``.
+        code: short reason: ``missing``, ``empty``, ``not-a-video``, ``no-video-stream``,
+            ``unsupported-codec``, ``truncated``, ``frame-count``, ``negative-timestamps``,
+            ``seek-unstable``, ``damaged``, ``unreadable``, or ``index`` for a frame that it has not.
     """
 
     kind = "video"

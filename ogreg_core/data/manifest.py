@@ -20,7 +20,18 @@ from typing import Any
 from ogreg_core.errors import DataError
 from ogreg_core.files import write_text_atomic
 
-__all__ = ["UNLABELLED", "Manifest", "Row", "load_manifest", "read_dataset_info", "write_dataset"]
+__all__ = [
+    "DATASET_FILE",
+    "LABELS_FILE",
+    "SPLITS",
+    "UNLABELLED",
+    "Manifest",
+    "Row",
+    "is_manifest",
+    "load_manifest",
+    "read_dataset_info",
+    "write_dataset",
+]
 
 DATASET_FILE = "dataset.json"
 LABELS_FILE = "labels.txt"
@@ -195,6 +206,12 @@ def read_dataset_info(folder: Path) -> dict[str, Any]:
             f"{path} lacks {', '.join(sorted(missing))}", fix="run `ogreg prepare` again"
         )
     return info
+
+
+def is_manifest(path: Path) -> bool:
+    """Whether a CSV file is the table of a split rather than somebody's annotations."""
+    with open(path, "rb") as file:
+        return file.readline().lstrip(b"\xef\xbb\xbf").startswith(b"path,label,frames,")
 
 
 def load_manifest(folder: Path, split: str) -> Manifest:

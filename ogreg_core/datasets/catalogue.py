@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ogreg_core.datasets.journal import Shard
-from ogreg_core.datasets.listing import Listing
+from ogreg_core.datasets.listing import Listing, is_text
 from ogreg_core.errors import DataError, UsageError
 
 __all__ = ["CATALOGUE", "DatasetEntry", "list_dataset", "parse_shard", "shard_of_environment"]
@@ -23,7 +23,6 @@ class DatasetEntry:
     """One data set that ``prepare`` knows.
 
     Args:
-        about: a few words.
         factory: ``module:function`` that lists it from (root, annotations, options).
         fixed: arguments that this name stands for.
         options: arguments that a user may give, with their defaults.
@@ -31,7 +30,6 @@ class DatasetEntry:
         recipe: recipe to go on with.
     """
 
-    about: str
     factory: str
     recipe: str
     fixed: Mapping[str, Any] = field(default_factory=dict)
@@ -42,34 +40,23 @@ class DatasetEntry:
 _KINETICS = "ogreg_core.datasets.kinetics:list_kinetics"
 
 CATALOGUE: dict[str, DatasetEntry] = {
-    "kinetics400": DatasetEntry(
-        "Kinetics-400", _KINETICS, "kinetics400", fixed={"dataset": "kinetics400"}
-    ),
-    "kinetics600": DatasetEntry(
-        "Kinetics-600", _KINETICS, "kinetics600", fixed={"dataset": "kinetics600"}
-    ),
-    "ssv2": DatasetEntry("Something-Something V2", "ogreg_core.datasets.ssv2:list_ssv2", "ssv2"),
+    "kinetics400": DatasetEntry(_KINETICS, "kinetics400", fixed={"dataset": "kinetics400"}),
+    "kinetics600": DatasetEntry(_KINETICS, "kinetics600", fixed={"dataset": "kinetics600"}),
+    "ssv2": DatasetEntry("ogreg_core.datasets.ssv2:list_ssv2", "ssv2"),
     "diving48": DatasetEntry(
-        "Diving-48, V2 labels",
         "ogreg_core.datasets.diving48:list_diving48",
         "diving48",
         options={"val_share": 0.0, "seed": 0},
     ),
-    "ucf101": DatasetEntry(
-        "UCF101", "ogreg_core.datasets.ucf101:list_ucf101", "ucf101", options={"fold": 1}
-    ),
-    "hmdb51": DatasetEntry(
-        "HMDB51", "ogreg_core.datasets.hmdb51:list_hmdb51", "hmdb51", options={"fold": 1}
-    ),
+    "ucf101": DatasetEntry("ogreg_core.datasets.ucf101:list_ucf101", "ucf101", options={"fold": 1}),
+    "hmdb51": DatasetEntry("ogreg_core.datasets.hmdb51:list_hmdb51", "hmdb51", options={"fold": 1}),
     "folder": DatasetEntry(
-        "class folders",
         "ogreg_core.datasets.folder:list_folder",
         "folder",
         options={"name": None, "val_share": 0.2, "seed": 0},
         annotated=False,
     ),
     "list": DatasetEntry(
-        "train/val/test lists of paths and labels",
         "ogreg_core.datasets.lists:list_lists",
         "folder",
         options={"name": None, "allow_outside": False},
@@ -102,12 +89,21 @@ def list_dataset(
     for folder in (root, annotations):
         if folder is not None and not folder.is_dir():
             raise DataError(f"{folder} is not a folder", fix="check the path")
+    if not is_text(str(root)):
+        raise DataError(f"the path {str(root)!a} is not valid UTF-8", fix="rename the folder")
     module, _, function = entry.factory.partition(":")
     factory = getattr(importlib.import_module(module), function)
     arguments = {**entry.fixed, **entry.options, **given}
     listing: Listing = (
         factory(root, annotations, **arguments) if entry.annotated else factory(root, **arguments)
     )
+    official = set(CATALOGUE) - {"folder", "list"}
+    if "name" in entry.options and listing.dataset in official:
+        raise UsageError(
+            f"the name {listing.dataset} belongs to the official data set",
+            why=f"ogreg prepare {listing.dataset} gives its official classes and splits",
+            fix="--name ANOTHER_NAME",
+        )
     return listing
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import sys
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +18,7 @@ if TYPE_CHECKING:
     from ogreg_core.video import Verification, VideoInfo
     from ogreg_core.video.transcode import TranscodeSettings
 
-__all__ = ["FileJob", "check_file", "copies_folder", "copy_path", "record_of"]
+__all__ = ["FileJob", "check_file", "copies_folder", "copy_path", "record_of", "row_of"]
 
 # Of files that we wrote ourselves, PyAV is the faster reader.
 _READER_OF_COPIES = "pyav"
@@ -68,8 +70,15 @@ def check_file(job: FileJob) -> tuple[Row, int] | VideoError:
     """
     from ogreg_core.video import probe
 
+    source = os.path.join(job.root, job.path)
     try:
-        info = probe(os.path.join(job.root, job.path), job.verify)
+        with open(source, "rb") as file:
+            file.read(1)
+    except OSError as error:
+        # Of the disk or the rights, not of the file: no verdict on the video.
+        return VideoError(f"{source} cannot be read", code="unreadable", why=str(error.strerror))
+    try:
+        info = probe(source, job.verify)
         if job.resize is None:
             return _row(job.path, info, info.decoder), 0
         return _make_copy(job, info)
@@ -111,6 +120,13 @@ def _make_copy(job: FileJob, original: VideoInfo) -> tuple[Row, int]:
             why=f"{frames} of {promised} frames decode",
         )
     return _row(job.copy, probe(copy), _READER_OF_COPIES), copy.stat().st_size
+
+
+def row_of(content: Mapping[str, Any], label: int) -> Row:
+    """The manifest row of a record's ``row``."""
+    # The same few words in every row of a large table are kept once.
+    words = {key: sys.intern(content[key]) for key in ("decoder", "codec")}
+    return Row(label=label, **{**content, **words})
 
 
 def record_of(job: FileJob, result: tuple[Row, int] | VideoError | Lost, deadline: float) -> Record:

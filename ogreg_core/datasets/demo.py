@@ -16,9 +16,10 @@ import numpy as np
 
 from ogreg_core.datasets.folder import list_folder
 from ogreg_core.datasets.prepare import PrepareOptions, PrepareReport, prepare_listing
-from ogreg_core.errors import DataError, WorkFailed
+from ogreg_core.errors import DataError, Interrupted, WorkFailed
 from ogreg_core.processes import Lost, run_isolated
 from ogreg_core.progress import Progress, ProgressCallback
+from ogreg_core.signals import StopRequest
 
 __all__ = ["MIRROR", "PAIRS", "prepare_demo", "render_clip"]
 
@@ -206,6 +207,7 @@ def prepare_demo(
     val_per_class: int = 8,
     seed: int = 0,
     workers: int = 0,
+    command: str = "ogreg prepare demo FOLDER",
     on_progress: ProgressCallback,
 ) -> PrepareReport:
     """Render the data set under ``root`` and write its manifest.
@@ -215,10 +217,12 @@ def prepare_demo(
         train_per_class, val_per_class: clips per class.
         seed: of all scenes.
         workers: processes; 0: this one.
+        command: this command line, for messages.
         on_progress: receives progress events.
 
     Raises:
         DataError: the folder holds something else.
+        Interrupted: by a signal; what was rendered is kept.
     """
     root = root.expanduser().resolve()
     marker = root / ".ogreg-demo"
@@ -246,12 +250,25 @@ def prepare_demo(
                 path = folder / f"{label}_{number:03d}.mp4"
                 if not path.exists():
                     jobs.append((path, label, clip_seed))
-    results = run_isolated(_render_file, jobs, workers, preload=["ogreg_core.video"])
-    for done, (job, result) in enumerate(results, 1):
-        if isinstance(result, Lost):
-            raise WorkFailed(f"{job[0]} could not be rendered", why=result.detail)
-        on_progress(Progress("render", done, len(jobs)))
+    with StopRequest() as stop:
+        results = run_isolated(
+            _render_file,
+            jobs,
+            workers,
+            preload=["ogreg_core.video"],
+            stopping=lambda: stop.number > 0,
+        )
+        for done, (job, result) in enumerate(results, 1):
+            if isinstance(result, Lost):
+                raise WorkFailed(f"{job[0]} could not be rendered", why=result.detail, fix=command)
+            on_progress(Progress("render", done, len(jobs)))
+    if stop.number:
+        raise Interrupted(
+            "stopped while rendering; finished clips are kept",
+            signal_number=stop.number,
+            fix=f"{command}   # goes on where it stopped",
+        )
     made = {"seed": seed, "train_per_class": train_per_class, "val_per_class": val_per_class}
     listing = replace(list_folder(root, name="demo"), mirror=MIRROR, options=made)
-    options = PrepareOptions(workers=workers, command="ogreg prepare demo")
+    options = PrepareOptions(workers=workers, command=command)
     return prepare_listing(listing, options, on_progress)

@@ -1,8 +1,6 @@
 """Diving-48 with the corrected (V2) labels: ``Diving48_V2_{train,test}.json`` and the vocabulary.
 
 Source: http://www.svcl.ucsd.edu/projects/resound/dataset.html (Li et al., RESOUND, ECCV 2018).
-
-``Annotated``, ``match_rows`` and ``read_json`` are shared with the other data sets' modules.
 """
 
 from __future__ import annotations

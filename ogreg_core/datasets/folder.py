@@ -8,7 +8,15 @@ import random
 from collections import defaultdict
 from pathlib import Path
 
-from ogreg_core.datasets.listing import Entry, Listing, walk_videos
+from ogreg_core.datasets.journal import owner
+from ogreg_core.datasets.listing import (
+    RESIZED_MARKER,
+    Entry,
+    LeftOut,
+    Listing,
+    is_text,
+    walk_videos,
+)
 from ogreg_core.errors import DataError
 
 __all__ = ["list_folder"]
@@ -40,7 +48,9 @@ def list_folder(
     """
     if not root.is_dir():
         raise DataError(f"{root} is not a folder", fix="ogreg prepare folder PATH_TO_YOUR_VIDEOS")
-    files = list(walk_videos(root))
+    everything = list(walk_videos(root))
+    files = [path for path in everything if is_text(path)]
+    odd = [path for path in everything if not is_text(path)]
     folders = sorted(path.name for path in root.iterdir() if _is_visible_folder(path))
     splits = _split_folders(root, folders)
     found = _by_split(files, splits) if splits else _split_classes(files, val_share, seed)
@@ -74,6 +84,10 @@ def list_folder(
         labels=labels,
         entries=entries,
         annotated=dict(annotated),
+        left_out=[
+            LeftOut(ascii(path), "name", "the file name is not valid UTF-8; rename it")
+            for path in odd
+        ],
         extra=[path for path in files if path not in used],
         notes=notes,
         options={"layout": "splits"} if splits else {"val_share": val_share, "seed": seed},
@@ -81,11 +95,18 @@ def list_folder(
 
 
 def _is_visible_folder(path: Path) -> bool:
-    return path.is_dir() and not path.name.startswith(".")
+    """Not hidden, and not made by ``prepare``."""
+    return (
+        path.is_dir()
+        and not path.name.startswith(".")
+        and is_text(path.name)
+        and not (path / RESIZED_MARKER).exists()
+        and owner(path) is None
+    )
 
 
 def _split_folders(root: Path, folders: list[str]) -> dict[str, str]:
-    """Split by folder name; empty if there is no train folder."""
+    """Split by folder name; empty if there are none."""
     splits: dict[str, str] = {}
     for folder in folders:
         split = _SPLITS.get(folder.lower())
@@ -97,7 +118,12 @@ def _split_folders(root: Path, folders: list[str]) -> dict[str, str]:
                 f"{root} holds two {split} splits", why=f"{root / other} and {root / folder}"
             )
         splits[folder] = split
-    return splits if "train" in splits.values() else {}
+    if splits and "train" not in splits.values():
+        raise DataError(
+            f"{root} has a {' and a '.join(splits)} folder and no train folder",
+            fix="add ROOT/train/<class>, or point ROOT to a folder of class folders",
+        )
+    return splits
 
 
 Found = dict[str, list[tuple[str, str]]]  # split -> (path, class)

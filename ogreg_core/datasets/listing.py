@@ -27,6 +27,7 @@ __all__ = [
     "Listing",
     "class_key",
     "find_annotation",
+    "is_text",
     "nothing_matched",
     "read_annotation",
     "read_csv",
@@ -102,8 +103,11 @@ class Listing:
 def walk_videos(root: Path) -> Iterator[str]:
     """Paths of video files below ``root``, relative to it with forward slashes, in sorted order.
 
-    Links to files and folders are followed, each real folder once; hidden files and folders and
-    copies made by ``prepare --resize`` are passed over.
+    Links to files and folders are followed, each real folder once; hidden files and folders,
+    ``lost+found`` and copies made by ``prepare --resize`` are passed over.
+
+    Raises:
+        DataError: a folder cannot be read.
     """
     yield from _walk(str(root), "", set())
 
@@ -114,15 +118,28 @@ def _walk(folder: str, prefix: str, seen: set[tuple[int, int]]) -> Iterator[str]
     if identity in seen or os.path.exists(os.path.join(folder, RESIZED_MARKER)):
         return
     seen.add(identity)
-    with os.scandir(folder) as found:
-        entries = sorted(found, key=lambda entry: entry.name)
+    try:
+        with os.scandir(folder) as found:
+            entries = sorted(found, key=lambda entry: entry.name)
+    except OSError as error:
+        raise DataError(
+            f"the folder {folder} cannot be read",
+            why=str(error.strerror),
+            fix="give yourself the right to read it, or take it out of the data set's folder",
+        ) from error
     for entry in entries:
-        if entry.name.startswith("."):
+        if entry.name.startswith(".") or entry.name == "lost+found":
             continue
-        if entry.is_dir():
+        # Not entry.is_dir, which fails on a link that leads to itself.
+        if os.path.isdir(entry.path):
             yield from _walk(entry.path, f"{prefix}{entry.name}/", seen)
         elif os.path.splitext(entry.name)[1].lower() in VIDEO_SUFFIXES:
             yield f"{prefix}{entry.name}"
+
+
+def is_text(name: str) -> bool:
+    """Whether a file name is valid UTF-8, so that it can be written into a manifest."""
+    return name == name.encode("utf-8", "ignore").decode()
 
 
 def class_key(name: str) -> str:
@@ -149,10 +166,10 @@ def find_annotation(
     base = annotations if annotations is not None else root
     folders = [base]
     if deep and base.is_dir():
-        folders += sorted(path for path in base.iterdir() if path.is_dir())
+        folders += sorted(path for path in base.iterdir() if os.path.isdir(path))
     for name in names:
         for folder in folders:
-            if (folder / name).is_file():
+            if os.path.isfile(folder / name):
                 return folder / name
     return None
 

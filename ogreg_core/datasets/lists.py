@@ -28,6 +28,8 @@ from ogreg_core.files import VIDEO_SUFFIXES
 
 __all__ = ["list_lists"]
 
+# More classes than this need more videos or a file of their names.
+_LARGEST_LABEL = 1000
 _WORDS = {"train": "train", "val": "val", "validation": "val", "test": "test"}
 _INTEGER = re.compile(r"-?[0-9]+")
 # A path that ends with a number, where a frame list has the number of frames.
@@ -181,8 +183,9 @@ def _is_names_file(path: Path) -> bool:
     name = path.name.lower()
     if name in ("labels.txt", "classes.txt") or re.fullmatch(r"label_map.*\.txt", name):
         return True
-    header = [cell.strip().lower() for cell in _first_line(path).split(",")]
-    return path.suffix.lower() == ".csv" and "labels" in name and header == ["id", "name"]
+    if path.suffix.lower() != ".csv" or "labels" not in name:
+        return False
+    return [cell.strip().lower() for cell in _first_line(path).split(",")] == ["id", "name"]
 
 
 def _find_names(folder: Path) -> tuple[Path | None, list[str], list[str]]:
@@ -320,6 +323,13 @@ def _numbered_classes(
             where=", ".join(str(file.path) for file in files),
             fix="subtract 1 from every label in the lists"
             + ("" if names_file else ", or add a labels.txt with the names of all classes"),
+        )
+    if not names_file and highest >= _LARGEST_LABEL + 10 * len(used):
+        raise DataError(
+            f"the labels go up to {highest:,}, for {len(used):,} videos",
+            where=", ".join(str(file.path) for file in files),
+            why="the last field of a line is taken for its label",
+            fix="if they are labels, add a labels.txt with the names of all classes",
         )
     classes = len(names) if names_file else highest + 1
     for file in files:

@@ -6,6 +6,7 @@ import json
 import os
 from pathlib import Path
 
+from ogreg_core.data.manifest import DATASET_FILE, read_dataset_info
 from ogreg_core.errors import DataError
 from ogreg_core.files import write_text_atomic
 
@@ -29,11 +30,15 @@ def known_datasets() -> dict[str, Path]:
     return {name: Path(path) for name, path in content.items()}
 
 
-def remember(name: str, folder: Path) -> None:
+def remember(name: str, folder: Path) -> Path | None:
     """Note that data set ``name`` was prepared in ``folder``; a read-only home is no reason to
     fail.
+
+    Returns:
+        Where it was before, if that was another folder.
     """
     known = {key: str(path) for key, path in known_datasets().items()}
+    before = known.get(name)
     known[name] = str(folder.resolve())
     config = config_folder()
     try:
@@ -42,7 +47,20 @@ def remember(name: str, folder: Path) -> None:
             config / "datasets.json", json.dumps(known, indent=2, ensure_ascii=False) + "\n"
         )
     except OSError:
-        return
+        return None
+    return Path(before) if before not in (None, known[name]) else None
+
+
+def _check_name(dataset: str, folder: Path) -> None:
+    """Refuse a remembered folder that meanwhile holds another data set."""
+    if (folder / DATASET_FILE).is_file() and (
+        now := read_dataset_info(folder)["dataset"]
+    ) != dataset:
+        raise DataError(
+            f"{folder} no longer holds {dataset}",
+            why=f"{now} was prepared there since",
+            fix=f"ogreg prepare {dataset} FOLDER --out ANOTHER_FOLDER",
+        )
 
 
 def find_dataset(dataset: str, root: str) -> Path:
@@ -60,6 +78,7 @@ def find_dataset(dataset: str, root: str) -> Path:
     if dataset:
         known = known_datasets()
         if dataset in known:
+            _check_name(dataset, known[dataset])
             return known[dataset]
         raise DataError(
             f"data set {dataset!r} has not been prepared on this machine",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -35,8 +36,12 @@ def save_overview(
     _rates(figure.add_subplot(grid[1, 1]), rows)
     _sizes(figure.add_subplot(grid[1, 2]), rows)
     counts = ", ".join(f"{split} {len(found):,}" for split, found in splits.items())
-    figure.suptitle(f"{dataset}: {len(labels)} classes; {counts} videos")
-    write_atomic(path, lambda temporary: figure.savefig(temporary, format="png", dpi=100))
+    # A dollar sign in a name would begin a formula.
+    figure.suptitle(f"{dataset}: {len(labels)} classes; {counts} videos", parse_math=False)
+    with warnings.catch_warnings():
+        # Signs that the font lacks become boxes; no reason to talk to the user.
+        warnings.filterwarnings("ignore", "Glyph .* missing")
+        write_atomic(path, lambda temporary: figure.savefig(temporary, format="png", dpi=100))
 
 
 def _classes(axes: Any, labels: Sequence[str], splits: Mapping[str, Sequence[Row]]) -> None:
@@ -60,19 +65,24 @@ def _classes(axes: Any, labels: Sequence[str], splits: Mapping[str, Sequence[Row
     axes.margins(x=0.01)
     _whole_numbers(axes)
     if few:
-        axes.set_xticks(np.arange(len(labels)), _short(labels), rotation=60, ha="right", fontsize=8)
+        axes.set_xticks(
+            np.arange(len(labels)),
+            _short(labels),
+            rotation=60,
+            ha="right",
+            fontsize=8,
+            parse_math=False,
+        )
     else:
         most, least = labels[order[0]], labels[order[-1]]
         axes.set_xlabel(
-            f"classes by size, from {most!r} ({total.max()}) to {least!r} ({total.min()})"
+            f"classes by size, from {most!r} ({total.max()}) to {least!r} ({total.min()})",
+            parse_math=False,
         )
 
 
 def _short(labels: Sequence[str]) -> list[str]:
-    # A dollar sign would begin a formula.
-    return [
-        (label if len(label) <= 30 else f"{label[:29]}…").replace("$", r"\$") for label in labels
-    ]
+    return [label if len(label) <= 30 else f"{label[:29]}…" for label in labels]
 
 
 def _durations(axes: Any, rows: Sequence[Row]) -> None:

@@ -11,18 +11,27 @@ import io
 import os
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from ogreg_core import __version__
-from ogreg_core.data.manifest import SPLITS, Row, write_dataset
-from ogreg_core.datasets.checks import FileJob, check_file, copies_folder, copy_path, record_of
-from ogreg_core.datasets.journal import Journal, Record, Shard, has_journal
-from ogreg_core.datasets.listing import RESIZED_MARKER, LeftOut, Listing
+from ogreg_core.data.manifest import DATASET_FILE, SPLITS, Row, write_dataset
+from ogreg_core.datasets.checks import (
+    FileJob,
+    check_file,
+    copies_folder,
+    copy_path,
+    record_of,
+    row_of,
+)
+from ogreg_core.datasets.gain import measure_speedup
+from ogreg_core.datasets.journal import Journal, Record, Shard, claim
+from ogreg_core.datasets.listing import RESIZED_MARKER, LeftOut, Listing, is_text
 from ogreg_core.datasets.locations import remember
-from ogreg_core.errors import DataError, EnvironmentFault, Interrupted, VideoError
+from ogreg_core.datasets.place import check_writable, choose_folder
+from ogreg_core.errors import DataError, Interrupted, VideoError
 from ogreg_core.files import write_text_atomic
 from ogreg_core.processes import Lost, run_isolated
 from ogreg_core.progress import Progress, ProgressCallback
@@ -31,7 +40,7 @@ from ogreg_core.signals import StopRequest
 if TYPE_CHECKING:
     from ogreg_core.video.transcode import TranscodeSettings
 
-__all__ = ["REASONS", "PrepareOptions", "PrepareReport", "check_writable", "prepare_listing"]
+__all__ = ["REASONS", "PrepareOptions", "PrepareReport", "prepare_listing"]
 
 # Why a video is left out, as written into quarantine.csv.
 REASONS = {
@@ -47,6 +56,7 @@ REASONS = {
     "negative-timestamps": "frames before time zero that cannot be decoded",
     "seek-unstable": "frames depend on what was read before",
     "damaged": "a frame does not decode",
+    "unreadable": "the disk or its rights did not allow to read it",
     "crash": "a decoder crashed on it",
     "time-out": "not done within the deadline",
 }
@@ -137,17 +147,25 @@ def prepare_listing(
         EnvironmentFault: the manifest cannot be written there.
         Interrupted: by a signal; what was found out is kept.
     """
-    folder = _choose_folder(listing, options.out)
+    for split, count in listing.annotated.items():
+        if not count:
+            raise DataError(f"the {split} annotations of {listing.root} list no videos")
+    folder = choose_folder(listing, options.out)
     check_writable(folder)
     paths = list(dict.fromkeys(entry.path for entry in listing.entries))
-    work = f"probe-{options.verify}"
-    if options.resize:
-        work += f"-{options.resize.describe()}"
-    journal = Journal(folder, work, options.shard)
-    if options.merge:
+    copies = f"-{options.resize.describe()}" if options.resize else ""
+    journal = Journal(folder, f"{options.verify}{copies}", options.shard)
+    if options.merge and (journal.shard_files() or not paths or paths[0] not in journal):
+        if not journal.shard_files():
+            raise DataError(
+                "there are no shards to merge",
+                where=str(folder),
+                fix=f"{options.command} --shard 1/2, and so on",
+            )
         journal.check_shards(paths, options.command)
+    claim(folder, listing.dataset)
     started = time.perf_counter()
-    checked, problems, encoded = _check_files(listing, folder, paths, journal, options, on_progress)
+    checked, problems = _check_files(listing, folder, paths, journal, options, on_progress)
     seconds = time.perf_counter() - started
     report = PrepareReport(
         dataset=listing.dataset,
@@ -163,77 +181,34 @@ def prepare_listing(
     )
     if options.shard:
         return report
-    rows, left_out, sizes = _collect(listing, folder, journal, problems)
+    rows, left_out, sizes = _collect(listing, journal, problems)
+    _write_quarantine(folder, left_out)
     if not any(rows.values()):
-        broken = [item for item in left_out if item.code not in ("missing", "duplicate")]
+        (folder / DATASET_FILE).unlink(missing_ok=True)
         raise DataError(
             f"none of the videos in {listing.root} can be read",
-            why=broken[0].detail if broken else "",
+            why=left_out[-1].detail,
+            fix=f"see the reasons in {folder / 'quarantine.csv'}",
         )
     coverage = _coverage(listing, rows)
     _write(listing, folder, rows, left_out, coverage, options)
     journal.compact(paths)
-    remember(listing.dataset, folder)
+    before = remember(listing.dataset, folder)
+    notes = list(listing.notes)
+    if before is not None:
+        notes.append(f"{listing.dataset} was remembered in {before} before")
     return replace(
         report,
         videos={split: len(found) for split, found in rows.items()},
         coverage=coverage,
         left_out=left_out,
+        notes=notes,
         originals_bytes=sizes[0],
         copies_bytes=sizes[1],
-        read_speedup=_measure_speedup(listing.root, folder, encoded, options.resize)
-        if encoded
+        read_speedup=measure_speedup(listing.root, folder, paths, journal, options.resize)
+        if options.resize and (checked or options.merge)
         else None,
     )
-
-
-# Our files that may carry the name of somebody's annotations.
-_OUTPUTS = (*(f"{split}.csv" for split in SPLITS), "labels.txt", "dataset.json")
-
-
-def _choose_folder(listing: Listing, out: Path | None) -> Path:
-    """Where the manifest goes: ``out``, else the data set's folder, else one inside it.
-
-    Raises:
-        DataError: ``out`` holds files of somebody else that would be overwritten.
-    """
-    if out is not None:
-        folder = out.expanduser().resolve()
-        if foreign := _foreign_file(folder):
-            raise DataError(
-                f"{foreign} would be overwritten",
-                why="it is not of a manifest that ogreg wrote",
-                fix="--out NEW_FOLDER",
-            )
-        return folder
-    root = listing.root.resolve()
-    return root / "ogreg-manifest" if _foreign_file(root) else root
-
-
-def _foreign_file(folder: Path) -> Path | None:
-    """A file that bears the name of one of ours in a folder that is not ours."""
-    if has_journal(folder):
-        return None
-    return next((folder / name for name in _OUTPUTS if (folder / name).exists()), None)
-
-
-def check_writable(folder: Path) -> None:
-    """Refuse a folder that the manifest cannot be written to.
-
-    Raises:
-        EnvironmentFault: it cannot be created, or is read-only.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise EnvironmentFault(f"{folder} cannot be created", why=str(error)) from error
-    # Mode bits, not os.access: root may write into read-only folders, and should not.
-    if not folder.stat().st_mode & 0o200 or not os.access(folder, os.W_OK):
-        raise EnvironmentFault(
-            f"{folder} is read-only",
-            why="the manifest is written there",
-            fix="add --out FOLDER_FOR_THE_MANIFEST",
-        )
 
 
 def _check_files(
@@ -243,54 +218,83 @@ def _check_files(
     journal: Journal,
     options: PrepareOptions,
     on_progress: ProgressCallback,
-) -> tuple[int, dict[str, LeftOut], list[tuple[str, str]]]:
+) -> tuple[int, dict[str, LeftOut]]:
     """Bring the journal up to date.
 
     Returns:
-        The number of files opened, files that cannot be opened by path, and (original, copy) of what
-        was re-encoded.
+        The number of files opened, and files that cannot be opened at all by path.
     """
-    problems: dict[str, LeftOut] = {}
+    problems = _without_copy(paths, options.resize) if options.resize else {}
     mine = paths
     if options.shard:
         number, count = options.shard
         mine = paths[number - 1 :: count]
-    jobs = [
-        job for path in mine if (job := _job(listing, folder, path, journal, options, problems))
+    # What a full verification has found holds for a quick one as well.
+    full = Journal(folder, "full") if options.verify == "quick" else None
+    todo = [
+        path
+        for path in mine
+        if path not in problems
+        and _needs_work(listing.root, folder, path, journal, full, options, problems)
     ]
-    if options.merge and jobs:
+    if options.merge and todo:
         raise DataError(
-            f"{len(jobs)} files have changed since the shards were made",
-            where=jobs[0].path,
+            f"{len(todo)} files have changed since the shards were made",
+            where=todo[0],
             fix=options.command,
         )
-    if options.resize and jobs:
+    if options.resize and todo:
         copies = folder / copies_folder(options.resize)
         copies.mkdir(parents=True, exist_ok=True)
         (copies / RESIZED_MARKER).touch()
-    encoded = []
+    started, done = time.perf_counter(), 0
     with StopRequest() as stop, journal:
-        started = time.perf_counter()
-        for done, (job, result) in enumerate(_results(jobs, options), 1):
-            record = record_of(job, result, options.deadline)
-            journal.add(record)
-            if options.resize and "row" in record:
-                encoded.append((job.path, job.copy))
+        jobs = (_job(listing.root, folder, path, options) for path in todo)
+        for job, result in _results(jobs, options, lambda: stop.number > 0):
+            if isinstance(result, Lost):
+                _remove_leftover(job)
+            if isinstance(result, Lost) and result.from_outside:
+                problems[job.path] = LeftOut(job.path, result.code, result.detail)
+            else:
+                journal.add(record_of(job, result, options.deadline))
+            done += 1
             rate = done / (time.perf_counter() - started)
-            on_progress(Progress("check files", done, len(jobs), {"files_per_s": rate}))
-            if stop.number:
-                raise Interrupted(
-                    f"stopped after {done} of {len(jobs)} files; what was found out is kept",
-                    signal_number=stop.number,
-                    fix=f"{options.command}   # goes on where it stopped",
-                )
+            on_progress(Progress("check files", done, len(todo), {"files_per_s": rate}))
+        if stop.number:
+            share = " --shard {}/{}".format(*options.shard) if options.shard else ""
+            raise Interrupted(
+                f"stopped after {done} of {len(todo)} files; what was found out is kept",
+                signal_number=stop.number,
+                fix=f"{options.command}{share}   # goes on where it stopped",
+            )
         if options.shard:
             journal.finish_shard(paths)
-    return len(jobs), problems, encoded
+    return len(todo), problems
+
+
+def _without_copy(paths: list[str], resize: TranscodeSettings) -> dict[str, LeftOut]:
+    """Files whose copy would take the name of another one's."""
+    taken: dict[str, str] = {}
+    problems = {}
+    for path in paths:
+        copy = copy_path(path, resize)
+        if copy in taken:
+            detail = f"its copy would have the same name as that of {taken[copy]}; rename it"
+            problems[path] = LeftOut(path, "duplicate", detail)
+        taken.setdefault(copy, path)
+    return problems
+
+
+def _remove_leftover(job: FileJob) -> None:
+    """What a process left behind that was ended in the middle of a copy."""
+    if job.resize is not None:
+        from ogreg_core.video.transcode import temporary_path
+
+        temporary_path(Path(job.folder) / job.copy).unlink(missing_ok=True)
 
 
 def _results(
-    jobs: list[FileJob], options: PrepareOptions
+    jobs: Iterable[FileJob], options: PrepareOptions, stopping: Callable[[], bool]
 ) -> Iterator[tuple[FileJob, tuple[Row, int] | VideoError | Lost]]:
     slow = options.verify == "full" or options.resize is not None
 
@@ -298,34 +302,46 @@ def _results(
         return options.deadline + slow * _SECONDS_PER_MEGABYTE * job.size / 1e6
 
     return run_isolated(
-        check_file, jobs, options.workers, deadline=deadline, preload=["ogreg_core.video"]
+        check_file,
+        jobs,
+        options.workers,
+        deadline=deadline,
+        preload=["ogreg_core.video"],
+        stopping=stopping,
     )
 
 
-def _job(
-    listing: Listing,
+def _needs_work(
+    root: Path,
     folder: Path,
     path: str,
     journal: Journal,
+    full: Journal | None,
     options: PrepareOptions,
     problems: dict[str, LeftOut],
-) -> FileJob | None:
-    """The work that a file needs; None if it is known or hopeless."""
-    try:
-        path.encode("utf-8")
-    except UnicodeEncodeError:
+) -> bool:
+    """Whether a file has to be opened: neither known nor hopeless."""
+    if not is_text(path):
         problems[path] = LeftOut(ascii(path), "name", "the file name is not valid UTF-8; rename it")
-        return None
+        return False
     try:
-        status = os.stat(listing.root / path)
+        status = os.stat(root / path)
     except OSError as error:
         problems[path] = LeftOut(path, "missing", f"the file cannot be opened: {error.strerror}")
-        return None
+        return False
+    verdict = full.known(path, status.st_size, status.st_mtime_ns) if full else None
+    if verdict and ("code" in verdict or not options.resize):
+        journal.adopt(verdict)
     record = journal.known(path, status.st_size, status.st_mtime_ns)
-    if record and not _retry(record, folder, options):
-        return None
+    if record is None:
+        return True
+    return not options.merge and _retry(record, folder, options)
+
+
+def _job(root: Path, folder: Path, path: str, options: PrepareOptions) -> FileJob:
+    status = os.stat(root / path)
     return FileJob(
-        root=str(listing.root),
+        root=str(root),
         path=path,
         size=status.st_size,
         modified_ns=status.st_mtime_ns,
@@ -343,12 +359,14 @@ def _retry(record: Record, folder: Path, options: PrepareOptions) -> bool:
             return False
         copy = folder / record["row"]["path"]
         return not copy.is_file() or copy.stat().st_size != record["copy_size"]
+    if record["code"] == "unreadable":
+        return True
     # What took too long may be done with more patience.
     return record["code"] == "time-out" and options.deadline > record.get("deadline", 0.0)
 
 
 def _collect(
-    listing: Listing, folder: Path, journal: Journal, problems: dict[str, LeftOut]
+    listing: Listing, journal: Journal, problems: dict[str, LeftOut]
 ) -> tuple[dict[str, list[Row]], list[LeftOut], tuple[int, int]]:
     """Manifest rows by split in the order of the annotations, what is left out, and bytes before and
     after re-encoding.
@@ -360,11 +378,11 @@ def _collect(
         if entry.path in problems:
             left_out.append(replace(problems[entry.path], split=entry.split))
             continue
-        record = journal.records[entry.path]
+        record = journal[entry.path]
         if "row" not in record:
             left_out.append(LeftOut(entry.path, record["code"], record["detail"], entry.split))
             continue
-        rows[entry.split].append(Row(label=entry.label, **record["row"]))
+        rows[entry.split].append(row_of(record["row"], entry.label))
         if "copy_size" in record:
             before += record["size"]
             after += record["copy_size"]
@@ -384,6 +402,16 @@ def _coverage(listing: Listing, rows: dict[str, list[Row]]) -> dict[str, dict[st
     }
 
 
+def _write_quarantine(folder: Path, left_out: list[LeftOut]) -> None:
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(["path", "split", "reason", "detail"])
+    for item in left_out:
+        cells = (item.path, item.split, item.code, item.detail)
+        writer.writerow([cell if is_text(cell) else ascii(cell) for cell in cells])
+    write_text_atomic(folder / "quarantine.csv", buffer.getvalue())
+
+
 def _write(
     listing: Listing,
     folder: Path,
@@ -394,12 +422,7 @@ def _write(
 ) -> None:
     from ogreg_core.datasets.overview import save_overview
 
-    buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(["path", "split", "reason", "detail"])
-    writer.writerows((item.path, item.split, item.code, item.detail) for item in left_out)
-    write_text_atomic(folder / "quarantine.csv", buffer.getvalue())
-    _write_or_remove(folder / "extra.txt", [path for path in listing.extra if _is_text(path)])
+    _write_or_remove(folder / "extra.txt", [path for path in listing.extra if is_text(path)])
     save_overview(folder / "overview.png", listing.dataset, listing.labels, rows)
     reasons = Counter(item.code for item in left_out)
     write_dataset(
@@ -421,44 +444,8 @@ def _write(
     )
 
 
-def _is_text(path: str) -> bool:
-    return path == path.encode("utf-8", "ignore").decode()
-
-
 def _write_or_remove(path: Path, lines: list[str]) -> None:
     if lines:
         write_text_atomic(path, "".join(f"{line}\n" for line in lines))
     else:
         path.unlink(missing_ok=True)
-
-
-# Files on which the gain of re-encoding is measured, and repeats of each.
-_MEASURED_FILES, _MEASURED_REPEATS = 5, 3
-
-
-def _measure_speedup(
-    root: Path, folder: Path, pairs: list[tuple[str, str]], resize: TranscodeSettings | None
-) -> float:
-    """Median over a few files of how many times faster a training clip (32 frames at stride 2, at the
-    copies' size) is read from the copy than from the original.
-    """
-    import statistics
-
-    from ogreg_core.data.transforms import scaled_size
-    from ogreg_core.video import VideoReader, probe
-
-    assert resize is not None
-    ratios = []
-    for path, copy in pairs[:: max(1, len(pairs) // _MEASURED_FILES)][:_MEASURED_FILES]:
-        times: dict[str, list[float]] = {"original": [], "copy": []}
-        for name, file in (("original", root / path), ("copy", folder / copy)):
-            info = probe(file)
-            decoder = info.decoder if name == "original" else "pyav"
-            size = scaled_size(info.height, info.width, resize.short_side)
-            indices = [min(2 * i + info.frames // 4, info.frames - 1) for i in range(32)]
-            for _ in range(_MEASURED_REPEATS):
-                started = time.perf_counter()
-                VideoReader(file, decoder).frames_at(indices, size)
-                times[name].append(time.perf_counter() - started)
-        ratios.append(statistics.median(times["original"]) / statistics.median(times["copy"]))
-    return statistics.median(ratios)

@@ -18,7 +18,7 @@ from av.video.reformatter import ColorRange, Colorspace, VideoReformatter
 from ogreg_core.errors import UsageError, VideoError
 from ogreg_core.video.packets import PacketIndex, read_packet_index
 
-__all__ = ["TranscodeSettings", "expected_frames", "transcode"]
+__all__ = ["TranscodeSettings", "expected_frames", "temporary_path", "transcode"]
 
 # Rates such as 30000/1001 are exact with this denominator, and no time base becomes absurd.
 _LARGEST_DENOMINATOR = 1001
@@ -79,6 +79,12 @@ def expected_frames(index: PacketIndex, settings: TranscodeSettings) -> int:
     return sum(len(ticks) for ticks in _schedule(index, settings)[1])
 
 
+def temporary_path(target: Path) -> Path:
+    """Where a copy is written before it is complete."""
+    # A fixed name: what a killed run leaves behind is overwritten by the next one.
+    return target.with_name(f".{target.name}.tmp")
+
+
 def transcode(source: str | Path, target: str | Path, settings: TranscodeSettings) -> int:
     """Re-encode the presented frames of the first video stream to an H.264 mp4 without sound.
 
@@ -105,8 +111,7 @@ def transcode(source: str | Path, target: str | Path, settings: TranscodeSetting
     index = read_packet_index(source)
     if target.exists() and target.samefile(source):
         raise UsageError(f"{target} is the source itself", fix="choose another target")
-    # A fixed name: what a killed run leaves behind is overwritten by the next one.
-    temporary = target.with_name(f".{target.name}.tmp")
+    temporary = temporary_path(target)
     try:
         written = _encode(index, temporary, settings)
         if not written:

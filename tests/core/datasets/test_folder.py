@@ -149,3 +149,33 @@ def test_unknown_names_say_how_to_prepare():
     assert "ogreg prepare ssv2" in caught.value.fix
     with pytest.raises(DataError, match="names no data set"):
         find_dataset("", "")
+
+
+def test_a_folder_without_train_is_refused(tmp_path):
+    root = tmp_path / "set"
+    make(root, ["val/a/1.mp4", "test/b/1.mp4"])
+    with pytest.raises(DataError, match="no train folder"):
+        prepare(root)
+
+
+def test_classes_that_cannot_be_learnt_are_left_out_and_told(tmp_path):
+    root = tmp_path / "set"
+    make(root, ["train/a/1.mp4", "train/b/1.mp4", "val/a/2.mp4", "val/c/2.mp4"])
+    (root / "train/empty").mkdir()
+    report = prepare(root)
+    assert report.classes == ["a", "b"]
+    assert report.extra == ["val/c/2.mp4"]
+    assert sorted(report.notes) == [
+        "class 'c' has no training videos and is left out",
+        "class folder 'train/empty' is empty",
+    ]
+
+
+def test_links_that_lead_to_themselves_end_nothing(tmp_path):
+    root = tmp_path / "set"
+    make(root, ["train/a/1.mp4", "train/b/1.mp4"])
+    os.symlink("loop.mp4", root / "train/a/loop.mp4")
+    os.symlink("..", root / "train/b/up")
+    report = prepare(root)
+    assert report.videos == {"train": 2}
+    assert [(item.path, item.code) for item in report.left_out] == [("train/a/loop.mp4", "missing")]

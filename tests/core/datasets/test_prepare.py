@@ -21,9 +21,11 @@ from ogreg_core.data.manifest import load_manifest, read_dataset_info
 from ogreg_core.datasets import prepare as engine
 from ogreg_core.datasets.catalogue import list_dataset, parse_shard, shard_of_environment
 from ogreg_core.datasets.folder import list_folder
+from ogreg_core.datasets.journal import Journal
 from ogreg_core.datasets.listing import Entry, Listing
+from ogreg_core.datasets.locations import find_dataset
 from ogreg_core.datasets.prepare import REASONS, PrepareOptions, prepare_listing
-from ogreg_core.errors import DataError, UsageError, VideoError
+from ogreg_core.errors import DataError, EnvironmentFault, UsageError, VideoError
 from ogreg_core.progress import ignore_progress
 from ogreg_core.video import probe, write_video
 from ogreg_core.video.transcode import TranscodeSettings
@@ -36,12 +38,11 @@ SMALL = TranscodeSettings(short_side=32)
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
     """Two classes, two splits, six readable videos of 48 x 64 pixels."""
-    source = tmp_path / "source.mp4"
-    write_video(source, moving_frames(12, 48, 64), 10)
     folder = tmp_path / "set"
-    for name in ("train/a/1", "train/a/2", "train/b/3", "val/a/4", "val/b/5", "val/b/6"):
+    names = ("train/a/1", "train/a/2", "train/b/3", "val/a/4", "val/b/5", "val/b/6")
+    for number, name in enumerate(names):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(source, folder / f"{name}.mp4")
+        write_video(folder / f"{name}.mp4", moving_frames(12, 48, 64, seed=number), 10)
     return folder
 
 
@@ -229,7 +230,7 @@ def test_copies_beside_the_originals_are_not_taken_for_a_class(root):
 def test_official_annotations_are_never_overwritten(root, tmp_path):
     (root / "train.csv").write_text("label,youtube_id\n")
     report = prepare(root)
-    assert report.folder == root / "ogreg-manifest"
+    assert report.folder == root / "ogreg-set"
     assert (root / "train.csv").read_text() == "label,youtube_id\n"
     assert (
         load_manifest(report.folder, "train")
@@ -244,6 +245,124 @@ def test_official_annotations_are_never_overwritten(root, tmp_path):
     assert tree(other) == {"labels.txt": b"mine"}
 
 
+def test_annotations_that_come_later_are_not_overwritten_either(root):
+    assert prepare(root).folder == root
+    (root / "train.csv").write_text("label,youtube_id\n")
+    assert prepare(root).folder == root / "ogreg-set"
+    assert (root / "train.csv").read_text() == "label,youtube_id\n"
+
+
+@pytest.mark.parametrize("name", ["extra.txt", "quarantine.csv", "overview.png", "dataset.json"])
+def test_no_file_of_the_user_is_lost(name, root):
+    content = '{"dataset": "other", "root": "."}' if name == "dataset.json" else "mine"
+    (root / name).write_text(content)
+    assert prepare(root).folder == root / "ogreg-set"
+    assert (root / name).read_text() == content
+
+
+def test_two_data_sets_do_not_share_a_folder(root, tmp_path):
+    prepare(root, out=tmp_path / "out")
+    other = replace(list_folder(root), dataset="other")
+    with pytest.raises(DataError, match="would be overwritten"):
+        prepare_listing(other, PrepareOptions(out=tmp_path / "out"), ignore_progress)
+    prepare(root)
+    report = prepare_listing(other, PrepareOptions(), ignore_progress)
+    assert report.folder == root / "ogreg-other"
+    assert find_dataset("set", "") == root
+
+
+def test_a_remembered_folder_with_another_data_set_is_refused(root):
+    prepare(root)
+    info = json.loads((root / "dataset.json").read_text())
+    (root / "dataset.json").write_text(json.dumps({**info, "dataset": "else"}))
+    with pytest.raises(DataError, match="no longer holds set"):
+        find_dataset("set", "")
+
+
+def test_a_name_that_moves_is_told(root, tmp_path):
+    assert prepare(root).notes == []
+    assert any(str(root) in note for note in prepare(root, out=tmp_path / "out").notes)
+
+
+def test_two_processes_do_not_work_in_one_folder(root):
+    claim = Journal(root, "quick")
+    with claim, pytest.raises(EnvironmentFault, match="another"):
+        prepare(root)
+    assert prepare(root).checked == 6
+
+
+def test_a_journal_torn_within_a_character_is_read(root):
+    (root / "val/b/6.mp4").rename(root / "val/b/é.mp4")
+    prepare(root)
+    journal = root / ".ogreg/v1-quick.jsonl"
+    content = journal.read_bytes()
+    journal.write_bytes(content[: content.rindex("é".encode()) + 1])
+    assert prepare(root).checked == 1
+    assert journal.read_bytes() == content
+
+
+def test_copies_that_would_share_a_name_are_told_apart(root, encode):
+    shutil.copy(encode("x.avi", moving_frames(5, 48, 64), "mpeg4"), root / "train/a/x.avi")
+    shutil.copy(root / "train/a/1.mp4", root / "train/a/x.avi.mp4")
+    report = prepare(root, resize=SMALL)
+    assert report.videos["train"] == 4
+    assert quarantine(root) == {"train/a/x.avi.mp4": "duplicate"}
+    assert prepare(root, resize=SMALL).checked == 0
+
+
+def test_what_full_verification_found_holds_for_a_quick_one(root, monkeypatch):
+    monkeypatch.setattr(engine, "check_file", pessimist)
+    prepare(root, verify="full")
+    monkeypatch.setattr(engine, "check_file", engine_check)
+    assert prepare(root).checked == 0
+    assert quarantine(root) == {"train/a/1.mp4": "frame-count"}
+    assert prepare(root, resize=SMALL).checked == 5
+    assert quarantine(root) == {"train/a/1.mp4": "frame-count"}
+
+
+def pessimist(job):
+    """Finds fault with one file."""
+    if job.path.endswith("1.mp4"):
+        return VideoError("x", code="frame-count", why="11 of 12 frames decode")
+    return engine_check(job)
+
+
+def test_rights_are_no_verdict_on_a_video(root, monkeypatch):
+    monkeypatch.setattr(engine, "check_file", forbidden)
+    prepare(root)
+    assert quarantine(root) == {"train/a/1.mp4": "unreadable"}
+    monkeypatch.setattr(engine, "check_file", engine_check)
+    assert prepare(root).checked == 1
+    assert quarantine(root) == {}
+
+
+def forbidden(job):
+    """Has no right to read one file."""
+    if job.path.endswith("1.mp4"):
+        return VideoError("x", code="unreadable", why="Permission denied")
+    return engine_check(job)
+
+
+def test_if_nothing_can_be_read_the_reasons_are_written_all_the_same(root):
+    prepare(root)
+    for path in root.rglob("*.mp4"):
+        path.write_bytes(b"no video")
+    with pytest.raises(DataError, match="none of the videos") as caught:
+        prepare(root)
+    assert "quarantine.csv" in caught.value.fix
+    assert len(quarantine(root)) == 6
+    assert not (root / "dataset.json").exists()
+
+
+def test_names_that_a_formula_or_a_font_would_trip_over(root, capfd):
+    (root / "train/a").rename(root / "train/a $x^ 跑步")
+    (root / "val/a").rename(root / "val/a $x^ 跑步")
+    listing = replace(list_folder(root), dataset="f$\\3$")
+    prepare_listing(listing, PrepareOptions(), ignore_progress)
+    assert (root / "overview.png").stat().st_size > 1000
+    assert "Glyph" not in capfd.readouterr().err
+
+
 class TestShards:
     def test_merged_shards_equal_one_run(self, root, tmp_path):
         whole, parts = tmp_path / "whole", tmp_path / "parts"
@@ -255,11 +374,14 @@ class TestShards:
         merged = prepare(root, out=parts, merge=True)
         assert merged.checked == 0
         assert tree(parts) == tree(whole)
+        prepare(root, out=parts, merge=True)
+        assert tree(parts) == tree(whole)
 
     def test_incomplete_shards_are_refused_by_name(self, root):
         command = "ogreg prepare folder X"
         with pytest.raises(DataError, match="no shards"):
             prepare(root, merge=True)
+        assert not (root / "dataset.json").exists()
         prepare(root, shard=(1, 3))
         with pytest.raises(DataError, match="2 of 3 shards") as caught:
             prepare(root, merge=True, command=command)
@@ -274,7 +396,7 @@ class TestShards:
     def test_a_killed_shard_is_not_complete(self, root):
         prepare(root, shard=(1, 2))
         prepare(root, shard=(2, 2))
-        journal = root / ".ogreg/probe-quick.2-of-2.jsonl"
+        journal = root / ".ogreg/v1-quick.2-of-2.jsonl"
         lines = journal.read_text().splitlines(keepends=True)
         journal.write_text("".join(lines[:-2]) + lines[-2][:40])
         with pytest.raises(DataError, match="1 of 2"):
@@ -378,6 +500,36 @@ def test_killed_at_twenty_random_moments_it_ends_with_the_same_bytes(root, tmp_p
     assert process.communicate()[0] == "0\n"
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["int", "term"])
+def test_a_signal_to_the_whole_group_keeps_what_was_found(number, root, tmp_path):
+    """As from Ctrl-C in a terminal, `timeout` and batch systems: no healthy video is blamed for it."""
+    for extra in range(300):
+        os.link(root / "train/a/1.mp4", root / f"train/a/more {extra}.mp4")
+    command = [sys.executable, "-m", "ogreg_cli", "prepare", "folder", str(root), "--resize", "32"]
+    command += ["--out", str(tmp_path / "out"), "--workers", "2"]
+    process = subprocess.Popen(
+        [*command, "--shard", "1/2"], stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    journal = tmp_path / "out/.ogreg"
+    deadline = time.monotonic() + 60
+    while not any(path.stat().st_size > 999 for path in journal.glob("*.jsonl")):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    asked = time.monotonic()
+    os.killpg(process.pid, number)
+    stderr = process.communicate()[1]
+    assert time.monotonic() - asked < 15
+    assert process.returncode == (130 if number == signal.SIGINT else 143)
+    assert "--shard 1/2   # goes on where it stopped" in stderr
+    assert "Traceback" not in stderr
+    done = subprocess.run([*command, "--json"], capture_output=True, text=True)
+    report = json.loads(done.stdout)
+    assert report["quarantined"] == []
+    assert report["videos"] == {"train": 303, "val": 3}
+    assert 0 < report["checked_files"] < 306
+    assert not list((tmp_path / "out").rglob(".*.tmp"))
+
+
 MEASURED = """
 import resource, sys
 from pathlib import Path
@@ -406,8 +558,8 @@ def test_memory_hardly_grows_with_the_number_of_rows(root, tmp_path):
         os.link(root / "train/a/1.mp4", root / f"train/a/{number:05d}.mp4")
     many = peak_kib("many")
     assert len(load_manifest(tmp_path / "many", "train").rows) == 3003
-    # The manifest itself: some 2 KiB a row, in the listing, the journal and the table.
-    assert many - few < 3000 * 6
+    # The manifest itself: some 1.5 KiB a row, in the listing, the journal and the table.
+    assert many - few < 3000 * 3
 
 
 def test_names_of_all_kinds_arrive_unchanged(root):
@@ -441,7 +593,7 @@ def test_paths_outside_are_read_only_if_allowed(root, tmp_path):
 
 def test_journal_lines_are_json(root):
     prepare(root)
-    lines = (root / ".ogreg/probe-quick.jsonl").read_text().splitlines()
+    lines = (root / ".ogreg/v1-quick.jsonl").read_text().splitlines()
     assert [json.loads(line)["path"] for line in lines] == [
         entry.path for entry in list_folder(root).entries
     ]
