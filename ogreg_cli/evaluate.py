@@ -115,6 +115,8 @@ def evaluate(
 def _videos(report: EvaluationReport) -> str:
     """How many videos the figures stand for, and of how many annotated ones."""
     count = f"{report.metrics.videos:,}"
+    if report.metrics.unreadable:
+        count += f", {report.metrics.unreadable} of them unreadable and counted as wrong"
     share = report.document["coverage_pct"]
     if share is None:
         return count

@@ -210,6 +210,8 @@ def _report(
         "last_top1_pct": metrics.top1,
         "last_top5_pct": metrics.top5,
         "val_videos": metrics.videos,
+        "val_unreadable": metrics.unreadable,
+        "val_annotated": splits.val.annotated or None,
     }
     run.write_json("report.json", {**document, "run": str(run.path)})
     if json:
@@ -226,7 +228,7 @@ def _report(
                 f"{position.best_top1:.1f} % (epoch {position.best_epoch})",
                 f"{metrics.top1:.1f} %",
                 f"{metrics.top5:.1f} %",
-                str(metrics.videos),
+                _videos(metrics, splits),
             ]
         ],
         right=(1, 2, 3, 4, 5, 6),
@@ -241,6 +243,13 @@ def _report(
     info(f"  ogreg predict {video} -c {folder}")
     info(f"  ogreg visualize-gaze {video} -c {folder}")
     info(f"  ogreg profile --model {loaded.recipe.model.name}")
+
+
+def _videos(metrics: Any, splits: Splits) -> str:
+    text = str(metrics.videos)
+    if metrics.unreadable:
+        text += f", {metrics.unreadable} unreadable"
+    return f"{text} of {splits.val.annotated} annotated" if splits.val.annotated else text
 
 
 def _dry_run(loaded: LoadedRecipe, device: str, json: bool) -> None:

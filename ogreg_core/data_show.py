@@ -183,13 +183,13 @@ class DataSheet:
     unreadable: tuple[Unreadable, ...]
 
     @property
-    def decode_ms(self) -> float:
-        """Median time to read a training clip; not a number without samples."""
+    def decode_ms(self) -> float | None:
+        """Median time to read a training clip; None without samples."""
         return _median([sample.decode_ms for sample in self.samples])
 
     @property
-    def augment_ms(self) -> float:
-        """Median time to augment a training clip; not a number without samples."""
+    def augment_ms(self) -> float | None:
+        """Median time to augment a training clip; None without samples."""
         return _median([sample.augment_ms for sample in self.samples])
 
     def to_json(self) -> dict[str, Any]:
@@ -215,8 +215,8 @@ class DataSheet:
         }
 
 
-def _median(values: Sequence[float]) -> float:
-    return statistics.median(values) if values else float("nan")
+def _median(values: Sequence[float]) -> float | None:
+    return statistics.median(values) if values else None
 
 
 def collect(
@@ -361,7 +361,7 @@ def _train_sample(
     number = int(item.indices[view])
     row = manifest.rows[number]
     # The first draws of the dataset: which frames a clip has is a function of its key.
-    rng = sample_rng(dataset.seed, *key)
+    rng = sample_rng(dataset.seed, *key, "frames")
     chosen = train_indices(positions(row, sampling), sampling, rng)
     located = locate(manifest, row, chosen, sampling)
     inputs, share = _as_trained(recipe, own, partner, key[0], batch)

@@ -33,6 +33,10 @@ def protocol(views: Views) -> str:
         if sampling.kind == "dense"
         else f"{sampling.frames} uniform"
     )
+    if sampling.kind == "dense" and sampling.fps:
+        taken += f" at {sampling.fps:g} fps"
+    if sampling.kind == "dense" and sampling.short == "clamp":
+        taken += " clamped"
     text = f"{taken}, {views.clips}x{views.crops.crops} views, {views.crops.size} of {views.crops.short_side} px"
     return text if views.control == "none" else f"{text}, frames {views.control}"
 
@@ -67,27 +71,19 @@ class EvaluationReport:
             ],
         )
         best = self.scores.scores.argmax(dim=1)
+        lines: dict[int, list[Any]] = {}
+        for index, guess, row in zip(
+            self.scores.indices.tolist(), best.tolist(), self.scores.scores.tolist(), strict=True
+        ):
+            lines[index] = [labels[guess], *(f"{score:.6f}" for score in row)]
+        for video in self.scores.unreadable:
+            lines[video.index] = [""] * (1 + len(labels))
         _write_csv(
             run.path / "scores.csv",
             ["path", "label", "predicted", *labels],
             [
-                [video.path, labels[self.manifest.rows[video.index].label], ""]
-                for video in self.scores.unreadable
-            ]
-            + [
-                [
-                    self.manifest.rows[index].path,
-                    labels[label],
-                    labels[guess],
-                    *(f"{s:.6f}" for s in row),
-                ]
-                for index, label, guess, row in zip(
-                    self.scores.indices.tolist(),
-                    self.scores.labels.tolist(),
-                    best.tolist(),
-                    self.scores.scores.tolist(),
-                    strict=True,
-                )
+                [self.manifest.rows[index].path, labels[self.manifest.rows[index].label], *cells]
+                for index, cells in sorted(lines.items())
             ],
         )
 
@@ -159,7 +155,9 @@ def evaluate_checkpoint(
         "videos": metrics.videos,
         "unreadable": [asdict(video) for video in scores.unreadable],
         "annotated_videos": manifest.annotated or None,
-        "coverage_pct": 100.0 * metrics.videos / manifest.annotated if manifest.annotated else None,
+        "coverage_pct": 100.0 * (metrics.videos - metrics.unreadable) / manifest.annotated
+        if manifest.annotated
+        else None,
     }
     return EvaluationReport(document, metrics, scores, manifest)
 

@@ -33,7 +33,14 @@ __all__ = ["LoadedRecipe", "Recipe", "builtin_recipes", "load_recipe", "parse_mo
 class Table(BaseModel):
     """Base of all recipe tables: frozen, no unknown keys, no silent conversions from strings."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+
+def _refuse_idle(table: BaseModel, names: Sequence[str], when: str) -> None:
+    """Refuse keys that were changed and would do nothing."""
+    for name in names:
+        if getattr(table, name) != type(table).model_fields[name].default:
+            raise ValueError(f"{name} has no effect {when}")
 
 
 Positive = Annotated[int, Field(gt=0)]
@@ -73,6 +80,8 @@ class DataTable(Table):
     def _crop_fits(self) -> DataTable:
         if self.short_side < self.size:
             raise ValueError(f"short_side {self.short_side} is smaller than size {self.size}")
+        if self.sampling == "uniform":
+            _refuse_idle(self, ("stride", "fps", "short"), 'with sampling = "uniform"')
         return self
 
 
@@ -130,6 +139,14 @@ class AugmentTable(Table):
         if self.inverse and low == high:
             raise ValueError("inverse needs a short_side with a range")
         parse_rand_augment(self.rand_augment)
+        if self.crop == "random":
+            _refuse_idle(self, ("scale", "ratio"), 'with crop = "random"')
+        if not self.color_jitter and not self.hue:
+            _refuse_idle(self, ("color_probability",), "without color_jitter or hue")
+        if not self.mixup and not self.cutmix:
+            _refuse_idle(self, ("mix_probability",), "without mixup or cutmix")
+        if not self.mixup or not self.cutmix:
+            _refuse_idle(self, ("mix_switch",), "unless mixup and cutmix are both on")
         return self
 
 
@@ -163,7 +180,9 @@ class TrainTable(Table):
     """Optimisation: AdamW, linear warm-up, cosine to `min_lr`."""
 
     epochs: Positive = Field(30, description="passes over the training split")
-    batch_size: Positive = Field(8, description="clips per optimiser step")
+    batch_size: Positive = Field(
+        8, description="videos per optimiser step; it sees augment.repeats clips of each"
+    )
     lr: Annotated[float, Field(gt=0)] = Field(1e-3, description="peak learning rate")
     min_lr: Annotated[float, Field(ge=0)] = Field(0.0, description="learning rate at the end")
     warmup_epochs: Annotated[float, Field(ge=0)] = Field(
@@ -182,6 +201,14 @@ class TrainTable(Table):
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
         "auto", description="auto: bf16 on CUDA devices that have it, fp32 elsewhere"
     )
+
+    @model_validator(mode="after")
+    def _schedule_fits(self) -> TrainTable:
+        if self.min_lr > self.lr:
+            raise ValueError(f"min_lr {self.min_lr:g} is above lr {self.lr:g}")
+        if self.warmup_epochs > self.epochs:
+            raise ValueError(f"warmup_epochs {self.warmup_epochs:g} is above epochs {self.epochs}")
+        return self
 
 
 class EvalTable(Table):
@@ -210,6 +237,9 @@ class Recipe(Table):
         low = self.augment.short_side[0]
         if 0 < low < self.data.size:
             raise ValueError(f"augment.short_side {low} is smaller than data.size {self.data.size}")
+        mixes = self.augment.mixup or self.augment.cutmix
+        if mixes and self.train.batch_size * self.augment.repeats == 1:
+            raise ValueError("mixup and cutmix need at least two clips in a step")
         return self
 
     def to_toml(self) -> str:

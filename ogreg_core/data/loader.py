@@ -59,15 +59,17 @@ __all__ = [
 
 FrameControl = Literal["none", "shuffled", "reversed", "middle"]
 
-# So many videos in a row fail only when something is wrong with the disk, not with a video.
+# So many videos drawn at random fail only when something is wrong with the disk, not with a video.
 _REPLACEMENTS = 10
 
 
-def sample_rng(seed: int, epoch: int, index: int) -> random.Random:
-    """A generator that depends on its three arguments alone, also across Python versions and
-    machines.
+def sample_rng(seed: int, epoch: int, index: int, *purpose: str | int) -> random.Random:
+    """A generator that depends on its arguments alone, also across Python versions and machines.
+
+    Each purpose has its own, so that switching one option on changes nothing that another draws.
     """
-    digest = hashlib.sha256(f"{seed},{epoch},{index}".encode()).digest()
+    key = ",".join(map(str, (seed, epoch, index, *purpose)))
+    digest = hashlib.sha256(key.encode()).digest()
     return random.Random(int.from_bytes(digest[:8], "big"))
 
 
@@ -75,8 +77,7 @@ def step_rng(seed: int, epoch: int, batch: int) -> random.Random:
     """The generator of what is drawn for a whole batch: a function of its place in the training, so
     that resuming draws what not stopping would have drawn.
     """
-    # Below -1, which is the epoch's permutation; samples count from 0.
-    return sample_rng(seed, epoch, -2 - batch)
+    return sample_rng(seed, epoch, batch, "step")
 
 
 @dataclass(frozen=True)
@@ -98,10 +99,16 @@ def _read_clip(
     manifest: Manifest, row: Row, chosen: Sequence[int], sampling: ClipSampling, short_side: int
 ) -> Tensor:
     """Decoded frames as the transforms want them, uint8 ``[T, 3, H, W]``, scaled while decoding."""
-    reader = VideoReader(manifest.video(row), row.decoder)
-    numbers = frame_numbers(chosen, row, sampling, reader.indices_at)
+    path = manifest.video(row)
+    reader = VideoReader(path, row.decoder)
     size = scaled_size(row.height, row.width, short_side) if short_side else None
-    return reader.frames_at(numbers, size).permute(0, 3, 1, 2)
+    try:
+        numbers = frame_numbers(chosen, row, sampling, reader.indices_at)
+        return reader.frames_at(numbers, size).permute(0, 3, 1, 2)
+    except OSError as error:
+        raise VideoError(
+            f"{path} cannot be read", code="unreadable", why=str(error.strerror or error)
+        ) from error
 
 
 def locate(
@@ -123,7 +130,7 @@ class TrainBatch(NamedTuple):
         labels: int64 ``[B * R]``.
         indices: manifest rows, int64 ``[B * R]``.
         boxes: what to erase, int64 ``[B * R, 5]``, see :func:`ogreg_core.data.mixing.erase`.
-        unreadable: videos that failed, for each of which another was drawn.
+        unreadable: videos that failed when it was their turn; for each another was drawn.
     """
 
     clips: Tensor
@@ -136,8 +143,8 @@ class TrainBatch(NamedTuple):
 class ClipDataset(Dataset[TrainBatch]):
     """Training samples: one random clip per video and epoch, in one or more views.
 
-    Items are addressed by (epoch, index) and are batches of one clip. Where a video cannot be read the
-    next one of the manifest takes its place, and the item says so.
+    Items are addressed by (epoch, index) and are batches of one clip. Where a video cannot be read
+    another one, drawn at random, takes its place, and the item says so.
 
     Raises:
         DataError: on access, if many videos in a row cannot be read.
@@ -156,45 +163,54 @@ class ClipDataset(Dataset[TrainBatch]):
 
     def __getitem__(self, key: tuple[int, int]) -> TrainBatch:
         epoch, index = key
-        unreadable: list[Unreadable] = []
-        for place in range(index, index + _REPLACEMENTS):
-            rng = sample_rng(self.seed, epoch, index)
-            number = place % len(self)
-            row = self.manifest.rows[number]
-            chosen = train_indices(positions(row, self.sampling), self.sampling, rng)
-            short_side = draw_short_side(self.augmentation, rng)
+        others = sample_rng(self.seed, epoch, index, "replacement")
+        places = [index, *(others.randrange(len(self)) for _ in range(_REPLACEMENTS))]
+        failed: list[Unreadable] = []
+        for number in places:
             try:
-                frames = _read_clip(self.manifest, row, chosen, self.sampling, short_side)
+                frames = self._read(epoch, index, number)
             except VideoError as error:
-                unreadable.append(Unreadable(number, row.path, str(error)))
+                failed.append(Unreadable(number, self.manifest.rows[number].path, str(error)))
                 continue
-            return self._views(frames, row.label, number, rng, tuple(unreadable))
+            # Others that failed as replacements are counted when it is their turn.
+            return self._views(frames, number, key, tuple(failed[:1]))
         raise DataError(
-            f"{len(unreadable)} videos in a row cannot be read",
-            where=f"{self.manifest.root}: {unreadable[0].path} and those after it",
-            why=unreadable[0].reason,
+            f"{len(failed)} videos, drawn at random, cannot be read",
+            where=f"{self.manifest.root}: {failed[0].path} and others",
+            why=failed[0].reason,
             fix="check that the data set's disk is there, or run `ogreg prepare` again",
         )
+
+    def _read(self, epoch: int, index: int, number: int) -> Tensor:
+        """Frames of video ``number`` with the draws of sample ``index``."""
+        row = self.manifest.rows[number]
+        rng = sample_rng(self.seed, epoch, index, "frames")
+        chosen = train_indices(positions(row, self.sampling), self.sampling, rng)
+        rng = sample_rng(self.seed, epoch, index, "short side")
+        short_side = draw_short_side(self.augmentation, rng)
+        return _read_clip(self.manifest, row, chosen, self.sampling, short_side)
 
     def _views(
         self,
         frames: Tensor,
-        label: int,
-        index: int,
-        rng: random.Random,
+        number: int,
+        key: tuple[int, int],
         unreadable: tuple[Unreadable, ...],
     ) -> TrainBatch:
         spec = self.augmentation
+        label = self.manifest.rows[number].label
         clips, labels, boxes = [], [], []
-        for _ in range(spec.repeats):
+        for view in range(spec.repeats):
+            rng = sample_rng(self.seed, *key, "view", view)
             clip, changed = augment(frames, label, spec, rng)
             clips.append(clip)
             labels.append(changed)
+            rng = sample_rng(self.seed, *key, "erasing", view)
             boxes.append(draw_erasing(spec.erasing, spec.size, spec.size, rng))
         return TrainBatch(
             torch.stack(clips),
             torch.tensor(labels),
-            torch.full((spec.repeats,), index),
+            torch.full((spec.repeats,), number),
             torch.tensor(boxes),
             unreadable,
         )
@@ -322,6 +338,11 @@ def _quiet_worker(_worker: int) -> None:
     if hasattr(os, "setsid"):
         os.setsid()
     torch.set_num_threads(1)
+    if not os.environ.get("OGREG_DEBUG"):
+        # Native libraries write about damaged files straight to file descriptor 2.
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, 2)
+        os.close(nowhere)
 
 
 class _Guarded(Dataset[Any]):
@@ -384,7 +405,7 @@ def _loader(
 def train_loader(
     dataset: ClipDataset, sampler: EpochSampler, batch_size: int, workers: int
 ) -> DataLoader[Any]:
-    """Batches of ``batch_size`` clips; a last short batch is dropped."""
+    """Batches of ``batch_size`` videos; a last short batch is dropped."""
     drop_last = len(dataset) >= batch_size
     return _loader(dataset, batch_size, workers, sampler=sampler, drop_last=drop_last)
 

@@ -9,6 +9,7 @@ import csv
 import hashlib
 import io
 import json
+import math
 import os
 import shlex
 import sys
@@ -307,6 +308,8 @@ def _parse_rows(path: Path, content: str, classes: int, outside: bool) -> Iterab
             )
         if row.frames < 1:
             raise DataError("a video without frames", where=where)
+        if not (0 < row.fps < math.inf and 0 < row.duration < math.inf):
+            raise DataError("fps and duration must be above 0", where=where)
         yield row
 
 

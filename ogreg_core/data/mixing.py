@@ -37,7 +37,7 @@ class Erasing:
 
     probability: float
     area: tuple[float, float] = (0.02, 1 / 3)
-    aspect: tuple[float, float] = (0.3, 3.3)
+    aspect: tuple[float, float] = (0.3, 1 / 0.3)
 
 
 def draw_erasing(

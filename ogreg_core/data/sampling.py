@@ -1,9 +1,11 @@
 """Which frames of a video make a clip; chosen before decoding.
 
-Two samplings, in the definitions of the Video-Swin code base that the field's tables use:
+Two samplings:
 
-* ``dense``: frames at a fixed stride, starting anywhere.
-* ``uniform``: the whole video in equal segments, one frame from each (TSN).
+* ``dense``: frames at a fixed stride, starting anywhere, as the Video-Swin code base defines it.
+* ``uniform``: the whole video in equal segments, one frame from each (TSN, Wang et al. 2016). The
+  segments are exact; Video-Swin's code rounds their borders to frames first and leaves out the last
+  one, which picks a neighbouring frame here and there.
 
 Both choose *positions* on an even time axis; :func:`frame_numbers` says which frame is on screen at each.
 For most videos a position is a frame. It is not where frame times are uneven, or where a nominal rate

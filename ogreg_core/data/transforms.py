@@ -49,11 +49,10 @@ def scaled_size(height: int, width: int, short_side: int) -> tuple[int, int]:
     """(height, width) with the shorter at ``short_side`` pixels and the aspect ratio kept."""
     if min(height, width) == short_side:
         return height, width
-    scale = short_side / min(height, width)
     # The short side exactly, the long one rounded down, as torchvision's Resize does.
     if width < height:
-        return max(int(scale * height), short_side), short_side
-    return short_side, max(int(scale * width), short_side)
+        return short_side * height // width, short_side
+    return short_side, short_side * width // height
 
 
 def resize_short_side(frames: Tensor, short_side: int) -> Tensor:
@@ -202,14 +201,14 @@ def augment(
         if spec.color_jitter or spec.hue or spec.grayscale:
             colour = (spec.color_jitter, spec.hue, spec.color_probability, spec.grayscale)
             frames = _colour(*colour)(frames)
-    frames, label = _flip(frames, label, spec, rng)
+    frames, label = _flip(frames, label, spec, flip=rng.random() < 0.5)
     if spec.rand_augment:
         frames = rand_augment(frames, spec.rand_augment, rng)
     return frames.transpose(0, 1).contiguous(), label
 
 
-def _flip(frames: Tensor, label: int, spec: Augmentation, rng: random.Random) -> tuple[Tensor, int]:
-    if spec.flip == "none" or rng.random() >= 0.5:
+def _flip(frames: Tensor, label: int, spec: Augmentation, *, flip: bool) -> tuple[Tensor, int]:
+    if spec.flip == "none" or not flip:
         return frames, label
     if spec.flip == "skip" and label in spec.mirror:
         return frames, label

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import shlex
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -19,7 +20,7 @@ from ogreg_core.data.rand_augment import parse_rand_augment
 from ogreg_core.data.sampling import ClipSampling
 from ogreg_core.data.transforms import Augmentation
 from ogreg_core.datasets.locations import find_dataset
-from ogreg_core.errors import CheckpointError, DataError
+from ogreg_core.errors import CheckpointError, DataError, UsageError
 from ogreg_core.evaluation import Metrics, compute_metrics, resolve_precision, score_dataset
 from ogreg_core.files import write_text_atomic
 from ogreg_core.models.registry import create_model, find_model
@@ -36,6 +37,8 @@ from ogreg_core.recipe import LoadedRecipe, Recipe
 from ogreg_core.runs import RunFolder, environment, find_checkpoint
 from ogreg_core.training.loop import Trainer, TrainSettings
 from ogreg_core.training.optim import build_optimizer, build_schedule
+
+log = logging.getLogger("ogreg.train")
 
 __all__ = [
     "Splits",
@@ -78,7 +81,30 @@ def load_splits(recipe: Recipe, folder: Path | None = None) -> Splits:
         )
     for manifest in (train, val):
         manifest.require_labels()
+    _check_flip(recipe.augment.flip, train)
     return Splits(folder, train, val)
+
+
+def _check_flip(flip: str, manifest: Manifest) -> None:
+    """Refuse flips that would teach wrong labels without a word.
+
+    Raises:
+        UsageError: the recipe's flip does not fit the data set's mirror classes.
+    """
+    if flip == "random" and manifest.mirror:
+        first, second = (manifest.labels[i] for i in next(iter(manifest.mirror.items())))
+        raise UsageError(
+            'augment.flip = "random" would turn classes into each other under their old labels',
+            why=f"{len(manifest.mirror)} classes of {manifest.dataset}, such as {first!r} and {second!r}",
+            fix='augment.flip="skip" leaves them unflipped, "swap" changes their label',
+        )
+    if flip in ("skip", "swap") and not manifest.mirror:
+        raise UsageError(
+            f'augment.flip = "{flip}" needs to know which classes a flip turns into each other',
+            why=f"{manifest.dataset} names none",
+            fix='augment.flip="random" if there are none, "none" otherwise; or fill in '
+            f"mirror in {manifest.root / 'dataset.json'}",
+        )
 
 
 def build_model(recipe: Recipe, labels: tuple[str, ...]) -> tuple[nn.Module, LoadReport | None]:
@@ -232,6 +258,7 @@ def build_trainer(
         )
         for video in found.unreadable:
             on_progress(Note(f"counted as wrong: {video.reason}"))
+            log.warning("counted as wrong: %s", video.reason)
         return compute_metrics(found, splits.val)
 
     def save_model(path: Path, epoch: int, figures: dict[str, float]) -> None:

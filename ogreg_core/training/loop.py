@@ -212,7 +212,8 @@ class Trainer:
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.schedule.step()
-        return value, int((logits.argmax(dim=1) == labels).sum())
+        # Of a mixed clip the class that has the larger share.
+        return value, int((logits.argmax(dim=1) == targets.argmax(dim=1)).sum())
 
     def _fail_on_loss(self, value: float, indices: Tensor) -> None:
         names = ", ".join(self.name_of(int(i)) for i in indices)
@@ -233,7 +234,14 @@ class Trainer:
             self.metrics = self.validate(lambda: self._stop_if_asked(stop))
             figures = self.metrics.figures()
             self.run.append_metrics(
-                {"kind": "val", "epoch": epoch, "step": position.step, **figures}
+                {
+                    "kind": "val",
+                    "epoch": epoch,
+                    "step": position.step,
+                    **figures,
+                    "videos": self.metrics.videos,
+                    "unreadable": self.metrics.unreadable,
+                }
             )
             log.info("epoch %d: %s", epoch, figures)
             if self.metrics.top1 > position.best_top1:

@@ -10,11 +10,19 @@ import torch
 import torch.nn.functional as F
 
 from ogreg_core import profiling
+from ogreg_core.data.loader import ClipDataset, ViewDataset, Views
+from ogreg_core.data.transforms import TestCrops
 from ogreg_core.errors import CheckpointError, DataError
 from ogreg_core.evaluation import autocast, resolve_precision
 from ogreg_core.models.weights import TORCHVISION_SWIN
-from ogreg_core.recipe import InitTable, LoadedRecipe
-from ogreg_core.training.assemble import build_model, load_splits
+from ogreg_core.recipe import InitTable, LoadedRecipe, Recipe
+from ogreg_core.training.assemble import (
+    Splits,
+    augmentation_of,
+    build_model,
+    load_splits,
+    sampling_of,
+)
 from ogreg_core.training.optim import build_optimizer
 
 __all__ = ["Preflight", "check_recipe"]
@@ -49,6 +57,11 @@ def check_recipe(loaded: LoadedRecipe, device: torch.device) -> Preflight:
         found.figures["training videos"] = len(splits.train.rows)
         found.figures["validation videos"] = len(splits.val.rows)
         found.figures["steps per epoch"] = max(len(splits.train.rows) // recipe.train.batch_size, 1)
+        found.figures["clips per step"] = recipe.train.batch_size * recipe.augment.repeats
+        if splits.val.annotated:
+            share = 100.0 * len(splits.val.rows) / splits.val.annotated
+            found.figures["validation coverage (%)"] = share
+        _load_one_of_each(recipe, splits, found)
     found.figures["classes"] = len(labels)
     scratch = recipe.model_copy(update={"init": InitTable()})
     if recipe.init.weights in TORCHVISION_SWIN:
@@ -73,6 +86,24 @@ def check_recipe(loaded: LoadedRecipe, device: torch.device) -> Preflight:
     found.figures["one-clip step (s)"] = _one_step(loaded, model.to(device), clip.to(device))
     found.figures["peak memory (MB)"] = profiling.peak_memory_mb(device)
     return found
+
+
+def _load_one_of_each(recipe: Recipe, splits: Splits, found: Preflight) -> None:
+    """One training sample and the views of one test video, as training would load them."""
+    sampling = sampling_of(recipe)
+    augmentation = augmentation_of(recipe, splits.train.mirror)
+    crops = TestCrops(recipe.data.size, recipe.data.short_side, recipe.eval.crops)
+    try:
+        started = time.perf_counter()
+        sample = ClipDataset(splits.train, sampling, augmentation, recipe.seed)[0, 0]
+        found.figures["load a training sample (s)"] = time.perf_counter() - started
+        started = time.perf_counter()
+        views = ViewDataset(splits.val, Views(sampling, recipe.eval.clips, crops))[0]
+        found.figures["load a test video (s)"] = time.perf_counter() - started
+    except DataError as error:
+        found.missing.append(f"videos: {error}")
+        return
+    found.missing += [f"video: {v.reason}" for v in (*sample.unreadable, *views.unreadable)]
 
 
 def _one_step(loaded: LoadedRecipe, model: torch.nn.Module, clip: torch.Tensor) -> float:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 
@@ -184,3 +185,32 @@ class TestFiles:
         assert base.sha256 == Recipe().sha256
         assert base.sha256 != load_recipe("demo").recipe.sha256
         assert load_recipe("demo", ["seed=1"]).recipe.sha256 != load_recipe("demo").recipe.sha256
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        (["augment.mixup=inf"], "mixup"),
+        (["train.lr=inf"], "lr"),
+        (["data.stride=4"], "stride has no effect"),
+        (["data.fps=30.0"], "fps has no effect"),
+        (['data.short="clamp"'], "short has no effect"),
+        (["augment.color_jitter=0.0", "augment.color_probability=0.5"], "no effect without"),
+        (["augment.mix_switch=0.3", "augment.mixup=0.2"], "no effect unless"),
+        (["augment.mix_probability=0.3"], "no effect without mixup"),
+        (["augment.crop=random", "augment.short_side=[80,90]"], "scale has no effect"),
+        (["augment.crop=random"], "needs a short_side"),
+        (["augment.inverse=true"], "needs a short_side with a range"),
+        (["augment.short_side=[40,50]"], "smaller than data.size"),
+        (["augment.short_side=[90,80]"], "low <= high"),
+        (["augment.rand_augment=rand-x9"], "rand_augment|rand-m"),
+        (["augment.mixup=0.2", "train.batch_size=1"], "two clips"),
+        (["train.min_lr=1.0"], "above lr"),
+        (["train.warmup_epochs=1000"], "above epochs"),
+    ],
+    ids=lambda value: value[-1] if isinstance(value, list) else "",
+)
+def test_what_contradicts_itself_or_does_nothing_is_refused(changes, words):
+    with pytest.raises(UsageError) as caught:
+        load_recipe("demo", changes)
+    assert re.search(words, caught.value.why)

@@ -18,12 +18,26 @@ from ogreg_core.data.loader import (
 )
 from ogreg_core.data.manifest import load_manifest
 from ogreg_core.data.mixing import Erasing
+from ogreg_core.data.rand_augment import parse_rand_augment
 from ogreg_core.data.sampling import ClipSampling
 from ogreg_core.data.transforms import Augmentation, TestCrops
 from ogreg_core.errors import DataError
 
 SAMPLING = ClipSampling("uniform", 4)
-AUGMENTATION = Augmentation(32, flip="swap", color_jitter=0.3, mirror={0: 1})
+AUGMENTATION = Augmentation(
+    32,
+    short_side=(36, 48),
+    inverse=True,
+    flip="swap",
+    color_jitter=0.3,
+    hue=0.1,
+    color_probability=0.8,
+    grayscale=0.2,
+    rand_augment=parse_rand_augment("rand-m7-n4-mstd0.5-inc1"),
+    erasing=Erasing(0.5),
+    mirror={0: 1},
+    repeats=2,
+)
 
 
 def batches(root, workers, epoch=2, start=0, batch=5):
@@ -36,11 +50,10 @@ def batches(root, workers, epoch=2, start=0, batch=5):
 def test_samples_do_not_depend_on_workers_or_restarts(demo_root):
     reference = batches(demo_root, workers=0)
     assert len(reference) == 48 // 5
+    assert reference[0].clips.shape == (10, 3, 4, 32, 32)
     for found in (batches(demo_root, workers=3), batches(demo_root, workers=1)):
-        for (a, la, ia, *_), (b, lb, ib, *_) in zip(reference, found, strict=True):
-            assert torch.equal(a, b)
-            assert torch.equal(la, lb)
-            assert torch.equal(ia, ib)
+        for expected, batch in zip(reference, found, strict=True):
+            assert all(torch.equal(a, b) for a, b in zip(expected[:4], batch[:4], strict=True))
     resumed = batches(demo_root, workers=0, start=15)
     for (a, _, ia, *_), (b, _, ib, *_) in zip(reference[3:], resumed, strict=True):
         assert torch.equal(a, b)
@@ -114,15 +127,39 @@ def broken_copy(demo_root, tmp_path, split, count):
 def test_an_unreadable_training_video_gives_way_to_the_next(demo_root, tmp_path):
     manifest = broken_copy(demo_root, tmp_path, "train", 2)
     dataset = ClipDataset(manifest, SAMPLING, AUGMENTATION, seed=7)
-    item = dataset[3, 0]
-    assert item.indices.tolist() == [2]
-    assert [video.path for video in item.unreadable] == [row.path for row in manifest.rows[:2]]
+    for index in (0, 1):
+        item = dataset[3, index]
+        assert item.indices[0] > 1
+        assert torch.equal(item.clips, dataset[3, index].clips)
+        assert [video.path for video in item.unreadable] == [manifest.rows[index].path]
     assert not dataset[3, 2].unreadable
+
+
+def test_broken_neighbours_are_each_counted_once(demo_root, tmp_path):
+    """A class folder that is lost, in a manifest that is ordered by class."""
+    manifest = broken_copy(demo_root, tmp_path, "train", 15)
+    dataset = ClipDataset(manifest, SAMPLING, AUGMENTATION, seed=7)
+    failed = [video.index for i in range(48) for video in dataset[0, i].unreadable]
+    assert failed == list(range(15))
+
+
+def test_an_option_changes_no_draw_of_another(demo_root):
+    """So that runs with and without an option see the same clips otherwise."""
+    manifest = load_manifest(demo_root, "train")
+    plain = Augmentation(32, erasing=Erasing(1.0), repeats=2)
+    one = ClipDataset(manifest, SAMPLING, plain, seed=7)[0, 3]
+    changed = replace(plain, flip="random", short_side=(36, 48), erasing=Erasing(1.0))
+    other = ClipDataset(manifest, SAMPLING, changed, seed=7)[0, 3]
+    assert torch.equal(one.boxes, other.boxes)
+    grey = ClipDataset(manifest, SAMPLING, replace(plain, grayscale=1.0), seed=7)[0, 3]
+    weights = torch.tensor([0.299, 0.587, 0.114]).view(1, 3, 1, 1, 1)
+    expected = (one.clips.float() * weights).sum(1)
+    assert (grey.clips[:, 0].float() - expected).abs().max() < 1.5
 
 
 def test_a_disk_that_is_gone_is_an_error(demo_root, tmp_path):
     manifest = broken_copy(demo_root, tmp_path, "train", 48)
-    with pytest.raises(DataError, match="10 videos in a row"):
+    with pytest.raises(DataError, match="11 videos, drawn at random"):
         ClipDataset(manifest, SAMPLING, AUGMENTATION, seed=7)[0, 0]
 
 

@@ -30,6 +30,10 @@ TINY = [
     "model.options.strides=[2,1,1,1]",
     "model.drop_path=0.2",
     "augment.mixup=0.2",
+    "augment.cutmix=1.0",
+    "augment.erasing=0.5",
+    "augment.repeats=2",
+    "augment.rand_augment=rand-m7-n2",
 ]
 
 
@@ -56,6 +60,8 @@ def losses(folder):
 def test_steps_equal_a_plain_loop(demo_root, tmp_path):
     plain = (
         "augment.mixup=0.0",
+        "augment.cutmix=0.0",
+        "augment.erasing=0.0",
         "model.drop_path=0.0",
         "train.epochs=1",
         "train.label_smoothing=0.0",
@@ -174,7 +180,7 @@ def test_a_loss_that_is_not_finite_names_the_videos(demo_root, tmp_path):
         trainer.model.head.weight.fill_(float("nan"))
     with pytest.raises(WorkFailed, match="nan") as caught:
         trainer.fit()
-    assert caught.value.where.count(".mp4") == 8
+    assert caught.value.where.count(".mp4") == 16
 
 
 def test_run_folder_explains_itself(demo_root, tmp_path):
