@@ -16,7 +16,7 @@ from ogreg_core.video.decoders import (
     read_with_decord,
     read_with_pyav,
 )
-from ogreg_core.video.packets import PacketIndex, read_packet_index
+from ogreg_core.video.packets import FrameIndex, PacketIndex, read_packet_index
 
 __all__ = ["VideoReader", "read_frames"]
 
@@ -41,6 +41,12 @@ class VideoReader:
     def index(self) -> PacketIndex:
         """The packet index, read on first use."""
         return read_packet_index(self.path)
+
+    @property
+    def _known_index(self) -> FrameIndex | None:
+        """The index if it was read; reading frames alone may need less than all packets."""
+        known: FrameIndex | None = self.__dict__.get("index")
+        return known
 
     @cached_property
     def decoder(self) -> str:
@@ -74,8 +80,13 @@ class VideoReader:
                 raise VideoError(
                     f"{self.path} does not exist", code="missing", fix="check the path"
                 )
-            return read_with_decord(self.path, indices, size)
-        return read_with_pyav(self.index, indices, size)
+            try:
+                return read_with_decord(self.path, indices, size)
+            except VideoError as error:
+                # decord takes some small scaled pictures (48 or 72 pixels wide) for four channels.
+                if size is None or error.code != "damaged":
+                    raise
+        return read_with_pyav(self.path, indices, size, self._known_index)
 
     def indices_at(self, seconds: Sequence[float]) -> list[int]:
         """The frame on screen at each time, counted in seconds from the first frame; clamped to the

@@ -260,3 +260,30 @@ def test_dry_run_without_data_says_what_is_missing(recipe, ogreg, tmp_path):
     assert f"ogreg prepare {recipe}" in missing
     assert "none.safetensors" in missing
     assert not list(tmp_path.glob("runs"))
+
+
+def test_eval_counts_an_unreadable_video_as_wrong_and_names_it(run, demo_root, ogreg, tmp_path):
+    data = tmp_path / "demo"
+    shutil.copytree(demo_root, data)
+    path, clip = val_clip(data)
+    clip.write_bytes(b"no video")
+    command = ["eval", run / "checkpoints" / "last.safetensors", "--data", data]
+    done = ogreg(*command, "--json", "--out", tmp_path / "report")
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    assert report["videos"] == 32
+    assert [video["path"] for video in report["unreadable"]] == [path]
+    assert report["annotated_videos"] == 32
+    assert report["coverage_pct"] == pytest.approx(100 * 31 / 32)
+    with open(tmp_path / "report/scores.csv", newline="") as file:
+        lines = list(csv.reader(file))
+    assert {len(line) for line in lines} == {3 + 16}
+    with open(data / "val.csv", newline="") as file:
+        assert [line[0] for line in lines[1:]] == [row["path"] for row in csv.DictReader(file)]
+    assert lines[6][0] == path
+    assert set(lines[6][2:]) == {""}
+    right = sum(line[1] == line[2] for line in lines[1:])
+    assert report["top1_pct"] == pytest.approx(100 * right / 32)
+    done = ogreg(*command)
+    assert "32, 1 of them unreadable and counted as wrong (96.9 % of 32 annotated)" in done.stdout
+    assert path in done.stderr
