@@ -111,7 +111,7 @@ def _show(file: str, prediction: Prediction, json: bool) -> None:
                 "path": str(Path(file).resolve()),
                 "status": "ok",
                 "duration_s": video.duration,
-                "decoder": video.decoder,
+                "decoder": video.reader,
                 "top": [{"label": label, "score": score} for label, score in prediction.top],
             }
         )

@@ -49,7 +49,7 @@ def single_video(path: str | Path) -> tuple[VideoInfo, Manifest]:
         duration=info.duration,
         width=info.width,
         height=info.height,
-        decoder=info.decoder,
+        decoder=info.reader,
         variable_rate=info.variable_rate,
         rotation=info.rotation,
         codec=info.codec,

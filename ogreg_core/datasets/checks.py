@@ -20,9 +20,6 @@ if TYPE_CHECKING:
 
 __all__ = ["FileJob", "check_file", "copies_folder", "copy_path", "record_of", "row_of"]
 
-# Of files that we wrote ourselves, PyAV is the faster reader.
-_READER_OF_COPIES = "pyav"
-
 
 @dataclass(frozen=True)
 class FileJob:
@@ -80,13 +77,13 @@ def check_file(job: FileJob) -> tuple[Row, int] | VideoError:
     try:
         info = probe(source, job.verify)
         if job.resize is None:
-            return _row(job.path, info, info.decoder), 0
+            return _row(job.path, info), 0
         return _make_copy(job, info)
     except VideoError as error:
         return error
 
 
-def _row(path: str, info: VideoInfo, decoder: str) -> Row:
+def _row(path: str, info: VideoInfo) -> Row:
     return Row(
         path=path,
         label=0,
@@ -95,7 +92,7 @@ def _row(path: str, info: VideoInfo, decoder: str) -> Row:
         duration=round(info.duration, 4),
         width=info.width,
         height=info.height,
-        decoder=decoder,
+        decoder=info.reader,
         variable_rate=info.variable_rate,
         rotation=info.rotation,
         codec=info.codec,
@@ -119,7 +116,7 @@ def _make_copy(job: FileJob, original: VideoInfo) -> tuple[Row, int]:
             code="frame-count",
             why=f"{frames} of {promised} frames decode",
         )
-    return _row(job.copy, probe(copy), _READER_OF_COPIES), copy.stat().st_size
+    return _row(job.copy, probe(copy)), copy.stat().st_size
 
 
 def row_of(content: Mapping[str, Any], label: int) -> Row:

@@ -31,13 +31,13 @@ def measure_speedup(
         if "row" in record and len(ratios) < _MEASURED_FILES:
             try:
                 copy = folder / record["row"]["path"]
-                ratios.append(_seconds(root / path, resize) / _seconds(copy, resize, "pyav"))
+                ratios.append(_seconds(root / path, resize) / _seconds(copy, resize))
             except (VideoError, OSError):
                 continue  # gone since; the figure is a courtesy
     return statistics.median(ratios) if ratios else None
 
 
-def _seconds(file: Path, resize: TranscodeSettings, decoder: str | None = None) -> float:
+def _seconds(file: Path, resize: TranscodeSettings) -> float:
     """Median time to read a training clip from a file."""
     from ogreg_core.data.transforms import scaled_size
     from ogreg_core.video import VideoReader, probe
@@ -48,6 +48,6 @@ def _seconds(file: Path, resize: TranscodeSettings, decoder: str | None = None) 
     times = []
     for _ in range(_MEASURED_REPEATS):
         started = time.perf_counter()
-        VideoReader(file, decoder or info.decoder).frames_at(indices, size)
+        VideoReader(file, info.reader).frames_at(indices, size)
         times.append(time.perf_counter() - started)
     return statistics.median(times)

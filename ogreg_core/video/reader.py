@@ -83,8 +83,8 @@ class VideoReader:
             try:
                 return read_with_decord(self.path, indices, size)
             except VideoError as error:
-                # decord takes some small scaled pictures (48 or 72 pixels wide) for four channels.
-                if size is None or error.code != "damaged":
+                # decord takes some small pictures (48 or 72 pixels wide) for ones of four channels.
+                if error.code != "damaged" or (self._decoder and size is None):
                     raise
         return read_with_pyav(self.path, indices, size, self._known_index)
 

@@ -56,7 +56,7 @@ class TranscodeSettings:
     fps: float = 0.0
     crf: int = 20
     preset: str = "veryfast"
-    gop: int = 30
+    gop: int = 15
 
     def __post_init__(self) -> None:
         if self.short_side < 2 or self.short_side % 2:

@@ -22,7 +22,7 @@ def test_sixteen_classes_in_reversed_pairs(demo_root):
     left, right = train.labels.index("move_left"), train.labels.index("move_right")
     assert train.mirror[left] == right
     assert train.mirror[right] == left
-    assert {row.decoder for row in train.rows} == {"decord"}
+    assert {row.decoder for row in train.rows} == {"pyav"}
 
 
 @pytest.mark.parametrize("label", LABELS)
