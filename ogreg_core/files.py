@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-__all__ = ["VIDEO_SUFFIXES", "write_atomic", "write_text_atomic"]
+__all__ = ["VIDEO_SUFFIXES", "remove_leftovers", "write_atomic", "write_text_atomic"]
 
 _FULL_DISK_BYTES = 2**20
 
@@ -45,6 +45,13 @@ def write_atomic(path: Path, write: Callable[[Path], object]) -> None:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def remove_leftovers(path: Path) -> None:
+    """Remove what a kill in the middle of :func:`write_atomic` left beside ``path``."""
+    for file in path.parent.iterdir():
+        if file.name.startswith(f".{path.name}.") and file.name.endswith(".tmp"):
+            file.unlink(missing_ok=True)
 
 
 def write_text_atomic(path: Path, text: str) -> None:

@@ -206,8 +206,6 @@ class TrainTable(Table):
     def _schedule_fits(self) -> TrainTable:
         if self.min_lr > self.lr:
             raise ValueError(f"min_lr {self.min_lr:g} is above lr {self.lr:g}")
-        if self.warmup_epochs > self.epochs:
-            raise ValueError(f"warmup_epochs {self.warmup_epochs:g} is above epochs {self.epochs}")
         return self
 
 

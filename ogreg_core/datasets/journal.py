@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from ogreg_core.errors import DataError, EnvironmentFault
-from ogreg_core.files import write_atomic, write_text_atomic
+from ogreg_core.files import remove_leftovers, write_atomic, write_text_atomic
 
 if sys.platform != "win32":
     import fcntl
@@ -44,6 +44,7 @@ def owner(folder: Path) -> str | None:
 def claim(folder: Path, dataset: str) -> None:
     """Note that the folder is this data set's."""
     (folder / _FOLDER).mkdir(parents=True, exist_ok=True)
+    remove_leftovers(folder / _FOLDER / _OWNER)
     if owner(folder) != dataset:
         write_text_atomic(folder / _FOLDER / _OWNER, dataset)
 
@@ -122,6 +123,7 @@ class Journal:
         self._folder.mkdir(parents=True, exist_ok=True)
         self._lock = _take_lock(self._path(self.shard, "lock"))
         path = self._path(self.shard)
+        remove_leftovers(path)
         _drop_broken_tail(path)
         self._file = open(path, "ab")
         return self

@@ -16,11 +16,11 @@ from ogreg_core.datasets.journal import owner
 from ogreg_core.datasets.listing import Listing
 from ogreg_core.errors import DataError, EnvironmentFault
 
-__all__ = ["check_writable", "choose_folder"]
+__all__ = ["OUTPUTS", "check_writable", "choose_folder"]
 
 # Our files, which may bear the names of somebody else's.
 _TABLES = tuple(f"{split}.csv" for split in SPLITS)
-_OTHERS = (LABELS_FILE, DATASET_FILE, "quarantine.csv", "extra.txt", "overview.png")
+OUTPUTS = (*_TABLES, LABELS_FILE, DATASET_FILE, "quarantine.csv", "extra.txt", "overview.png")
 
 
 def choose_folder(listing: Listing, out: Path | None) -> Path:
@@ -55,7 +55,7 @@ def _foreign_file(folder: Path, dataset: str) -> Path | None:
         ours = read_dataset_info(folder)["dataset"]
     if ours == dataset:
         return None
-    return next((folder / n for n in (*_TABLES, *_OTHERS) if (folder / n).exists()), None)
+    return next((folder / n for n in OUTPUTS if (folder / n).exists()), None)
 
 
 def check_writable(folder: Path) -> None:

@@ -30,9 +30,9 @@ from ogreg_core.datasets.gain import measure_speedup
 from ogreg_core.datasets.journal import Journal, Record, Shard, claim
 from ogreg_core.datasets.listing import RESIZED_MARKER, LeftOut, Listing, is_text
 from ogreg_core.datasets.locations import remember
-from ogreg_core.datasets.place import check_writable, choose_folder
+from ogreg_core.datasets.place import OUTPUTS, check_writable, choose_folder
 from ogreg_core.errors import DataError, Interrupted, VideoError
-from ogreg_core.files import write_text_atomic
+from ogreg_core.files import remove_leftovers, write_text_atomic
 from ogreg_core.processes import Lost, run_isolated
 from ogreg_core.progress import Progress, ProgressCallback
 from ogreg_core.signals import StopRequest
@@ -164,6 +164,8 @@ def prepare_listing(
             )
         journal.check_shards(paths, options.command)
     claim(folder, listing.dataset)
+    for name in OUTPUTS:
+        remove_leftovers(folder / name)
     started = time.perf_counter()
     checked, problems = _check_files(listing, folder, paths, journal, options, on_progress)
     seconds = time.perf_counter() - started

@@ -48,7 +48,7 @@ def test_picture_and_document(ogreg, demo_root, tmp_path):
     assert [sample["index"] for sample in document["samples"]] == order[:3]
     for place, sample in enumerate(document["samples"]):
         row = manifest.rows[sample["index"]]
-        rng = sample_rng(1, 1, sample["index"])
+        rng = sample_rng(1, 1, sample["index"], "frames")
         located = locate(
             manifest, row, train_indices(positions(row, sampling), sampling, rng), sampling
         )

@@ -206,7 +206,6 @@ class TestFiles:
         (["augment.rand_augment=rand-x9"], "rand_augment|rand-m"),
         (["augment.mixup=0.2", "train.batch_size=1"], "two clips"),
         (["train.min_lr=1.0"], "above lr"),
-        (["train.warmup_epochs=1000"], "above epochs"),
     ],
     ids=lambda value: value[-1] if isinstance(value, list) else "",
 )
