@@ -41,19 +41,7 @@ def single_video(path: str | Path) -> tuple[VideoInfo, Manifest]:
     """
     info = probe(path)
     file = Path(path)
-    row = Row(
-        path=file.name,
-        label=0,
-        frames=info.frames,
-        fps=info.fps,
-        duration=info.duration,
-        width=info.width,
-        height=info.height,
-        decoder=info.reader,
-        variable_rate=info.variable_rate,
-        rotation=info.rotation,
-        codec=info.codec,
-    )
+    row = Row.from_probe(file.name, info)
     return info, Manifest(root=file.parent, split="", rows=(row,), labels=("",))
 
 

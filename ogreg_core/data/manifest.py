@@ -16,10 +16,13 @@ import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ogreg_core.errors import DataError
 from ogreg_core.files import write_text_atomic
+
+if TYPE_CHECKING:
+    from ogreg_core.video import VideoInfo
 
 __all__ = [
     "DATASET_FILE",
@@ -69,6 +72,23 @@ class Row:
     variable_rate: bool = False
     rotation: int = 0
     codec: str = ""
+
+    @classmethod
+    def from_probe(cls, path: str, info: VideoInfo, label: int = 0) -> Row:
+        """The row of a file that was probed; ``path`` is relative to the video root."""
+        return cls(
+            path=path,
+            label=label,
+            frames=info.frames,
+            fps=info.fps,
+            duration=info.duration,
+            width=info.width,
+            height=info.height,
+            decoder=info.reader,
+            variable_rate=info.variable_rate,
+            rotation=info.rotation,
+            codec=info.codec,
+        )
 
 
 @dataclass(frozen=True)

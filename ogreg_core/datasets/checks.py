@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -84,19 +84,8 @@ def check_file(job: FileJob) -> tuple[Row, int] | VideoError:
 
 
 def _row(path: str, info: VideoInfo) -> Row:
-    return Row(
-        path=path,
-        label=0,
-        frames=info.frames,
-        fps=round(info.fps, 4),
-        duration=round(info.duration, 4),
-        width=info.width,
-        height=info.height,
-        decoder=info.reader,
-        variable_rate=info.variable_rate,
-        rotation=info.rotation,
-        codec=info.codec,
-    )
+    row = Row.from_probe(path, info)
+    return replace(row, fps=round(row.fps, 4), duration=round(row.duration, 4))
 
 
 def _make_copy(job: FileJob, original: VideoInfo) -> tuple[Row, int]:

@@ -79,15 +79,11 @@ def list_diving48(
     files = list(walk_videos(root))
     stems = by_stem(files)
     matched = match_rows(root, rows, files, lambda row: stems.get(row.name, []))
-    return Listing(
-        dataset="diving48",
-        root=root,
-        labels=labels,
-        entries=matched.entries,
-        annotated=matched.annotated,
-        left_out=matched.left_out,
-        extra=matched.extra,
-        notes=notes + matched.notes,
+    return matched.listing(
+        "diving48",
+        root,
+        labels,
+        notes=notes,
         options=options,
     )
 

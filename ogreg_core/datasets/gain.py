@@ -27,7 +27,7 @@ def measure_speedup(
     """
     ratios: list[float] = []
     for path in paths[:: max(1, len(paths) // _MEASURED_FILES)]:
-        record = journal[path] if path in journal else {}  # noqa: SIM401 - a journal is no dict
+        record = journal.get(path) or {}
         if "row" in record and len(ratios) < _MEASURED_FILES:
             try:
                 copy = folder / record["row"]["path"]

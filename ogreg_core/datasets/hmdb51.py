@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import os
 import shlex
+from dataclasses import replace
 from pathlib import Path
 
-from ogreg_core.datasets.listing import Listing, read_annotation, walk_videos
-from ogreg_core.datasets.matching import Annotated, by_stem, match_rows
-from ogreg_core.errors import DataError, UsageError
+from ogreg_core.datasets.listing import Listing, annotation_folders, read_annotation, walk_videos
+from ogreg_core.datasets.matching import Annotated, by_stem, match_rows, name_of_fold
+from ogreg_core.errors import DataError
 
 __all__ = ["list_hmdb51"]
 
@@ -36,8 +37,7 @@ def list_hmdb51(root: Path, annotations: Path | None, *, fold: int = 1) -> Listi
 
     Source: https://serre-lab.clps.brown.edu/resource/hmdb-a-large-human-motion-database
     """
-    if fold not in (1, 2, 3):
-        raise UsageError(f"HMDB51 has no fold {fold}", fix="fold 1, 2 or 3")
+    dataset = name_of_fold("HMDB51", fold)
     split_files = _find_split_files(root, annotations, fold)
     labels = sorted(split_files)
     rows: list[Annotated] = []
@@ -68,15 +68,12 @@ def list_hmdb51(root: Path, annotations: Path | None, *, fold: int = 1) -> Listi
     if unused:
         notes.append(f"{len(unused):,} clips are in neither train nor test of split {fold}")
     known = {path for row in unused for path in candidates(row)}
-    return Listing(
-        dataset="hmdb51" if fold == 1 else f"hmdb51-{fold}",
-        root=root,
-        labels=labels,
-        entries=matched.entries,
-        annotated=matched.annotated,
-        left_out=matched.left_out,
-        extra=[path for path in matched.extra if path not in known],
-        notes=notes + matched.notes,
+    matched = replace(matched, extra=[path for path in matched.extra if path not in known])
+    return matched.listing(
+        dataset,
+        root,
+        labels,
+        notes=notes,
         options={"fold": fold, "annotations": [f"<class>_test_split{fold}.txt"]},
     )
 
@@ -85,10 +82,7 @@ def _find_split_files(root: Path, annotations: Path | None, fold: int) -> dict[s
     """Split files by class name, all from one folder."""
     base = annotations if annotations is not None else root
     ending = f"_test_split{fold}.txt"
-    folders = [base, *sorted(base.iterdir())] if base.is_dir() else []
-    for folder in folders:
-        if not folder.is_dir():
-            continue
+    for folder in annotation_folders(root, annotations):
         found = {
             path.name.removesuffix(ending): path
             for path in folder.iterdir()

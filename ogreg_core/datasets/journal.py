@@ -108,16 +108,20 @@ class Journal:
         record: Record = json.loads(self._lines[path])
         return record
 
+    def get(self, path: str) -> Record | None:
+        """The record of a file, changed since or not."""
+        line = self._lines.get(path)
+        return json.loads(line) if line else None
+
     def __contains__(self, path: str) -> bool:
         return path in self._lines
 
     def known(self, path: str, size: int, modified_ns: int) -> Record | None:
         """The record of a file that has not changed since."""
-        if path not in self:
-            return None
-        record = self[path]
-        same = record["size"] == size and record["modified_ns"] == modified_ns
-        return record if same else None
+        record = self.get(path)
+        if record and record["size"] == size and record["modified_ns"] == modified_ns:
+            return record
+        return None
 
     def __enter__(self) -> Journal:
         self._folder.mkdir(parents=True, exist_ok=True)

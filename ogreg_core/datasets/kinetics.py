@@ -12,7 +12,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from ogreg_core.datasets.listing import UNLABELLED, Listing, class_key, read_csv, walk_videos
+from ogreg_core.datasets.listing import (
+    UNLABELLED,
+    Listing,
+    annotation_folders,
+    class_key,
+    read_csv,
+    walk_videos,
+)
 from ogreg_core.datasets.matching import Annotated, match_rows
 from ogreg_core.errors import DataError
 
@@ -91,15 +98,11 @@ def list_kinetics(
     expected = int(dataset.removeprefix("kinetics"))
     if len(labels) != expected:
         notes.append(f"the annotations name {len(labels):,} classes; {dataset} has {expected}")
-    return Listing(
-        dataset=dataset,
-        root=root,
-        labels=labels,
-        entries=matched.entries,
-        annotated=matched.annotated,
-        left_out=matched.left_out,
-        extra=matched.extra,
-        notes=notes + matched.notes,
+    return matched.listing(
+        dataset,
+        root,
+        labels,
+        notes=notes,
         options={"annotations": [path.name for path in paths.values()]},
     )
 
@@ -114,9 +117,7 @@ _WHENCE = (
 def _find_files(root: Path, annotations: Path | None, dataset: str) -> dict[str, Path]:
     """The CSV file of each split that has one."""
     base = annotations if annotations is not None else root
-    folders = [base]
-    if base.is_dir():
-        folders += sorted(path for path in base.iterdir() if path.is_dir())
+    folders = annotation_folders(root, annotations)
     classes = dataset.removeprefix("kinetics")
     prefixes = [""] + [
         f"{word}{classes}{dash}"

@@ -25,6 +25,7 @@ __all__ = [
     "Entry",
     "LeftOut",
     "Listing",
+    "annotation_folders",
     "class_key",
     "find_annotation",
     "is_text",
@@ -149,6 +150,15 @@ def class_key(name: str) -> str:
     return re.sub(r"[\W_]", "", name.casefold()) or name
 
 
+def annotation_folders(root: Path, annotations: Path | None) -> list[Path]:
+    """Where annotation files may lie: ``annotations`` if given, else ``root``, and each folder in
+    it.
+    """
+    base = annotations if annotations is not None else root
+    inside = base.iterdir() if base.is_dir() else ()
+    return [base, *sorted(path for path in inside if os.path.isdir(path))]
+
+
 def find_annotation(
     root: Path, annotations: Path | None, names: Sequence[str], *, deep: bool = True
 ) -> Path | None:
@@ -163,12 +173,9 @@ def find_annotation(
     Returns:
         The file, or None.
     """
-    base = annotations if annotations is not None else root
-    folders = [base]
-    if deep and base.is_dir():
-        folders += sorted(path for path in base.iterdir() if os.path.isdir(path))
+    folders = annotation_folders(root, annotations)
     for name in names:
-        for folder in folders:
+        for folder in folders if deep else folders[:1]:
             if os.path.isfile(folder / name):
                 return folder / name
     return None

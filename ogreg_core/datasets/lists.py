@@ -11,7 +11,7 @@ import os
 import posixpath
 import re
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
@@ -117,15 +117,12 @@ def list_lists(
         options["labels"] = names_file.name
     if allow_outside:
         options["allow_outside"] = True
-    return Listing(
-        dataset=name or root.resolve().name,
-        root=root,
-        labels=labels,
-        entries=matched.entries,
-        annotated=matched.annotated,
-        left_out=matched.left_out,
-        extra=[path for path in matched.extra if path not in on_disk.aliased],
-        notes=notes + spelling_notes + matched.notes,
+    extra = [path for path in matched.extra if path not in on_disk.aliased]
+    return replace(matched, extra=extra).listing(
+        name or root.resolve().name,
+        root,
+        labels,
+        notes=notes + spelling_notes,
         options=options,
     )
 

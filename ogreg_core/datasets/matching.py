@@ -13,12 +13,13 @@ from typing import Any
 from ogreg_core.datasets.listing import (
     Entry,
     LeftOut,
+    Listing,
     nothing_matched,
     read_annotation,
 )
-from ogreg_core.errors import DataError
+from ogreg_core.errors import DataError, UsageError
 
-__all__ = ["Annotated", "Matched", "by_stem", "match_rows", "read_json"]
+__all__ = ["Annotated", "Matched", "by_stem", "match_rows", "name_of_fold", "read_json"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +40,41 @@ class Matched:
     left_out: list[LeftOut]
     extra: list[str]
     notes: list[str]
+
+    def listing(
+        self,
+        dataset: str,
+        root: Path,
+        labels: list[str],
+        *,
+        mirror: dict[str, str] | None = None,
+        notes: Sequence[str] = (),
+        options: dict[str, Any],
+    ) -> Listing:
+        """The data set that the rows make up; ``notes`` come before those of the matching."""
+        return Listing(
+            dataset=dataset,
+            root=root,
+            labels=labels,
+            entries=self.entries,
+            annotated=self.annotated,
+            left_out=self.left_out,
+            extra=self.extra,
+            mirror=mirror or {},
+            notes=[*notes, *self.notes],
+            options=options,
+        )
+
+
+def name_of_fold(title: str, fold: int) -> str:
+    """The name to remember one of a data set's three official splits by.
+
+    Raises:
+        UsageError: no such fold.
+    """
+    if fold not in (1, 2, 3):
+        raise UsageError(f"{title} has no fold {fold}", fix="fold 1, 2 or 3")
+    return title.lower() if fold == 1 else f"{title.lower()}-{fold}"
 
 
 def match_rows(

@@ -95,16 +95,12 @@ def list_ssv2(root: Path, annotations: Path | None) -> Listing:
     if answers_file and unanswered:
         notes.append(f"{unanswered:,} test videos have no answer in {answers_file.name}")
     mirror = {a: b for a, b in MIRROR_PAIRS if a in index and b in index}
-    return Listing(
-        dataset="ssv2",
-        root=root,
-        labels=sorted(index, key=index.__getitem__),
-        entries=matched.entries,
-        annotated=matched.annotated,
-        left_out=matched.left_out,
-        extra=matched.extra,
+    return matched.listing(
+        "ssv2",
+        root,
+        sorted(index, key=index.__getitem__),
         mirror=mirror | {b: a for a, b in mirror.items()},
-        notes=notes + matched.notes,
+        notes=notes,
         options={"annotations": [path.name for path in used]},
     )
 

@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ogreg_core.datasets.listing import Listing, find_annotation, read_annotation, walk_videos
-from ogreg_core.datasets.matching import Annotated, by_stem, match_rows
-from ogreg_core.errors import DataError, UsageError
+from ogreg_core.datasets.matching import Annotated, by_stem, match_rows, name_of_fold
+from ogreg_core.errors import DataError
 
 __all__ = ["list_ucf101"]
 
@@ -29,8 +29,7 @@ def list_ucf101(root: Path, annotations: Path | None, *, fold: int = 1) -> Listi
 
     Source: https://www.crcv.ucf.edu/data/UCF101.php
     """
-    if fold not in (1, 2, 3):
-        raise UsageError(f"UCF101 has no fold {fold}", fix="fold 1, 2 or 3")
+    dataset = name_of_fold("UCF101", fold)
     paths = {}
     for key, name in {
         "classes": "classInd.txt",
@@ -60,15 +59,10 @@ def list_ucf101(root: Path, annotations: Path | None, *, fold: int = 1) -> Listi
         return sorted(found, key=lambda path: (folder not in path.lower().split("/")[:-1], path))
 
     matched = match_rows(root, rows, files, candidates)
-    return Listing(
-        dataset="ucf101" if fold == 1 else f"ucf101-{fold}",
-        root=root,
-        labels=labels,
-        entries=matched.entries,
-        annotated=matched.annotated,
-        left_out=matched.left_out,
-        extra=matched.extra,
-        notes=matched.notes,
+    return matched.listing(
+        dataset,
+        root,
+        labels,
         options={"fold": fold, "annotations": [path.name for path in paths.values()]},
     )
 

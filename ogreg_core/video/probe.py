@@ -95,14 +95,14 @@ def probe(path: str | Path, verification: Verification = "quick") -> VideoInfo:
     decoder, reason = first.decoder, index.distrust
     checked = _reader(index.codec, decoder)
     try:
-        sample = _check(VideoReader(path, checked), verification)
+        sample = _check(VideoReader(path, checked, index), verification)
     except VideoError as error:
         if checked == "pyav":
             raise _explained(error, index) from error
         # Some healthy files are beyond decord (odd widths with rotation); a damaged one fails here too.
         decoder, reason = "pyav", f"decord fails: {error.why or error.what}"
         try:
-            sample = _check(VideoReader(path, "pyav"), verification)
+            sample = _check(VideoReader(path, "pyav", index), verification)
         except VideoError as second:
             raise _explained(second, index) from second
     height, width = sample.shape[1:3]

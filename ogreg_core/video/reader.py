@@ -16,7 +16,7 @@ from ogreg_core.video.decoders import (
     read_with_decord,
     read_with_pyav,
 )
-from ogreg_core.video.packets import FrameIndex, PacketIndex, read_packet_index
+from ogreg_core.video.packets import PacketIndex, read_packet_index
 
 __all__ = ["VideoReader", "read_frames"]
 
@@ -28,25 +28,26 @@ class VideoReader:
         path: the file.
         decoder: ``decord``, ``pyav``, or None to let the packets decide. Passing the decoder that
             ``probe`` found saves reading the packets again when decord serves.
+        index: the packet index if it was read before.
 
     Raises:
         VideoError: on first use, if the file cannot be read.
     """
 
-    def __init__(self, path: str | Path, decoder: str | None = None) -> None:
+    def __init__(
+        self, path: str | Path, decoder: str | None = None, index: PacketIndex | None = None
+    ) -> None:
         self.path = str(path)
         self._decoder = decoder
-
-    @cached_property
-    def index(self) -> PacketIndex:
-        """The packet index, read on first use."""
-        return read_packet_index(self.path)
+        # Reading frames alone may need less than all packets: not read before somebody asks.
+        self._index = index
 
     @property
-    def _known_index(self) -> FrameIndex | None:
-        """The index if it was read; reading frames alone may need less than all packets."""
-        known: FrameIndex | None = self.__dict__.get("index")
-        return known
+    def index(self) -> PacketIndex:
+        """The packet index, read on first use."""
+        if self._index is None:
+            self._index = read_packet_index(self.path)
+        return self._index
 
     @cached_property
     def decoder(self) -> str:
@@ -86,7 +87,7 @@ class VideoReader:
                 # decord takes some small pictures (48 or 72 pixels wide) for ones of four channels.
                 if error.code != "damaged" or (self._decoder and size is None):
                     raise
-        return read_with_pyav(self.path, indices, size, self._known_index)
+        return read_with_pyav(self.path, indices, size, self._index)
 
     def indices_at(self, seconds: Sequence[float]) -> list[int]:
         """The frame on screen at each time, counted in seconds from the first frame; clamped to the

@@ -17,6 +17,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -98,17 +99,7 @@ def make_video(path: Path, height: int, width: int, noise: float) -> None:
 def manifest_of(path: Path, decoder: str | None = None) -> Manifest:
     """A manifest of one video, as ``ogreg prepare`` writes it or with another decoder."""
     info = probe(path)
-    row = Row(
-        path=path.name,
-        label=0,
-        frames=info.frames,
-        fps=info.fps,
-        duration=info.duration,
-        width=info.width,
-        height=info.height,
-        decoder=decoder or info.decoder,
-        variable_rate=info.variable_rate,
-    )
+    row = replace(Row.from_probe(path.name, info), decoder=decoder or info.decoder)
     return Manifest(path.parent, "train", (row,), ("only",))
 
 
