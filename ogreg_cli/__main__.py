@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import io
+import os
 import sys
 
 from ogreg_cli.app import app
-from ogreg_cli.console import emit_json, error_document, fail
-from ogreg_core.errors import UsageError
+from ogreg_cli.console import emit_json, error_document, explain, fail
+from ogreg_core.errors import Interrupted, UsageError
+from ogreg_core.launching import is_silent
 
 _USAGE, _INTERRUPTED = 2, 130
 
@@ -29,7 +31,16 @@ def main() -> None:
             sys.exit(fail(KeyboardInterrupt()))
         raise
     except Exception as error:  # the one place where errors become sentences
-        sys.exit(fail(error))
+        sys.exit(_fail_quietly(error) if is_silent() else fail(error))
+
+
+def _fail_quietly(error: Exception) -> int:
+    """Of several processes the main one speaks for all, unless something happened to another."""
+    known = explain(error)
+    if not isinstance(known, (UsageError, Interrupted)):
+        rank = os.environ["RANK"]
+        print(f"process {rank}: error: {known}", file=sys.stderr, flush=True)  # noqa: T201
+    return known.exit_code
 
 
 if __name__ == "__main__":

@@ -7,9 +7,23 @@ from typing import Annotated
 
 import typer
 
-from ogreg_cli import data, evaluate, models, predict, prepare, profile, train, visualize_gaze
+from ogreg_cli import (
+    compare,
+    data,
+    evaluate,
+    fuse,
+    models,
+    predict,
+    prepare,
+    profile,
+    report,
+    runs,
+    train,
+    visualize_gaze,
+)
 from ogreg_cli.console import settings
 from ogreg_core import __version__
+from ogreg_core.launching import is_silent
 
 # Boxes and colours where a person reads; plain lines where a log or a pipe does.
 _MARKUP = "rich" if sys.stdout.isatty() else None
@@ -44,17 +58,22 @@ def _main(
 ) -> None:
     if quiet and verbose:
         raise typer.BadParameter("--quiet and --verbose exclude each other")
-    settings.quiet = quiet
+    # Of several processes of a job one speaks.
+    settings.quiet = quiet or is_silent()
     settings.verbose = verbose
 
 
 app.command("prepare", epilog=prepare.EXAMPLES)(prepare.prepare)
 app.command("train", epilog=train.EXAMPLES)(train.train)
 app.command("eval", epilog=evaluate.EXAMPLES)(evaluate.evaluate)
+app.command("compare", epilog=compare.EXAMPLES)(compare.compare)
+app.command("fuse", epilog=fuse.EXAMPLES)(fuse.fuse)
 app.command("profile", epilog=profile.EXAMPLES)(profile.profile)
 app.command("predict", epilog=predict.EXAMPLES)(predict.predict)
 app.command("visualize-gaze", epilog=visualize_gaze.EXAMPLES)(visualize_gaze.visualize_gaze)
 app.command("models", epilog=models.EXAMPLES)(models.models)
+app.command("runs", epilog=runs.EXAMPLES)(runs.runs)
+app.command("report", epilog=report.EXAMPLES)(report.report)
 
 data_app = typer.Typer(
     help="Look at data as a model is trained and tested on them.",

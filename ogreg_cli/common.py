@@ -20,6 +20,15 @@ Workers = Annotated[
     int | None,
     typer.Option("--workers", min=0, help="Loader processes; default: up to four.", metavar="N"),
 ]
+Gpus = Annotated[
+    int | None,
+    typer.Option(
+        "--gpus",
+        min=1,
+        help="Processes on this machine, one per GPU; with --device cpu, CPU processes.",
+        metavar="N",
+    ),
+]
 Checkpoint = Annotated[
     str | None,
     typer.Option(
@@ -32,10 +41,13 @@ Checkpoint = Annotated[
 
 
 def default_loader_workers() -> int:
-    """Enough processes to keep the model busy, no more than there are cores."""
+    """Enough processes to keep the model busy, no more than there are cores for every process of
+    the job on this machine.
+    """
     from ogreg_core.processes import default_workers
 
-    return min(4, default_workers())
+    sharing = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return max(1, min(4, default_workers() // sharing))
 
 
 def choose_checkpoint(given: str | None) -> tuple[Path, str]:

@@ -8,8 +8,9 @@ import os
 import sys
 import time
 import traceback
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import timedelta
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -18,10 +19,12 @@ from ogreg_core.errors import EnvironmentFault, Interrupted, OgregError, OutOfMe
 from ogreg_core.progress import Note, Progress
 
 if TYPE_CHECKING:
-    from rich.console import Console
+    from rich.console import Console, RenderableType
+    from rich.live import Live
 
 __all__ = [
     "Reporter",
+    "clock",
     "emit_json",
     "explain",
     "fail",
@@ -35,6 +38,14 @@ __all__ = [
 # Off a terminal a running task says something this often, and with --verbose.
 _LINE_EVERY_SECONDS = 30.0
 _VERBOSE_LINE_EVERY_SECONDS = 2.0
+# The live view: often enough for the eye, too seldom to flicker.
+_REFRESHES_PER_SECOND = 4.0
+_BAR_WIDTH = 20
+# From this width on, figures stand in the line of their task.
+_WIDE = 140
+_ETA_WIDTH = len("eta 0:00:00")
+# The task that stands for all epochs.
+_WHOLE = "training"
 _INTERNAL_ERROR = 70
 
 
@@ -121,35 +132,63 @@ def bar(share: float, width: int = 24) -> str:
     return "█" * (eighths // 8) + (" ▏▎▍▌▋▊▉"[eighths % 8].strip())
 
 
+@dataclass
+class _Running:
+    """A task under way: its last event, and when and where its first one was."""
+
+    event: Progress
+    first: int
+    started: float
+    heard: float
+
+    @property
+    def counted(self) -> str:
+        """How much of how much."""
+        return f"{self.event.done:,}/{self.event.total:,}"
+
+    @property
+    def eta(self) -> str:
+        """The time that the rest will take at the mean pace so far; nothing before a pace is known."""
+        done = self.event.done - self.first
+        if done <= 0:
+            return ""
+        left = (self.heard - self.started) / done * (self.event.total - self.event.done)
+        return f"eta {clock(left)}"
+
+
 class Reporter:
-    """Receives core's progress events: live bars on a terminal, one line now and then elsewhere.
+    """Receives core's progress events: a live view on a terminal, one line now and then elsewhere.
 
     Use as a context manager and pass it as ``on_progress``.
+
+    Args:
+        silent: say nothing at all; for all but the main process of a job.
+        console: draw on this one instead of stderr.
     """
 
-    def __init__(self) -> None:
-        self._live = sys.stderr.isatty() and not settings.quiet
-        self._bars: Any = None
-        self._tasks: dict[str, Any] = {}
-        self._started: dict[str, float] = {}
+    def __init__(self, *, silent: bool = False, console: Console | None = None) -> None:
+        self._silent = silent
+        self._console = console
+        self._view: Live | None = None
+        self._running: dict[str, _Running] = {}
         self._last_line = time.monotonic()
         self._pause = _VERBOSE_LINE_EVERY_SECONDS if settings.verbose else _LINE_EVERY_SECONDS
 
     def __enter__(self) -> Reporter:
-        if self._live:
-            from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
-            from rich.progress import Progress as Bars
+        if self._silent or settings.quiet or not (self._console or sys.stderr.isatty()):
+            return self
+        from rich.live import Live
 
-            self._bars = Bars(
-                TextColumn("{task.description}"),
-                BarColumn(),
-                MofNCompleteColumn(),
-                TextColumn("{task.fields[figures]}"),
-                TimeRemainingColumn(),
-                console=_console(stderr=True),
+        console = self._console or _console(stderr=True)
+        if console.is_terminal and not console.is_dumb_terminal:
+            self._view = Live(
+                get_renderable=lambda: _draw(tuple(self._running.values()), console.width),
+                console=console,
+                refresh_per_second=_REFRESHES_PER_SECOND,
                 transient=True,
+                redirect_stdout=sys.stdout.isatty(),
             )
-            self._bars.start()
+            self._view.start()
         return self
 
     def __exit__(
@@ -158,52 +197,137 @@ class Reporter:
         _error: BaseException | None,
         _trace: TracebackType | None,
     ) -> None:
-        if self._bars is not None:
-            self._bars.stop()
+        if self._view is not None:
+            # The last frame is wiped; what has ended need not be drawn once more.
+            self._running.clear()
+            self._view.stop()
+            self._view = None
 
     def __call__(self, event: Progress | Note) -> None:
+        if self._silent:
+            return
         if isinstance(event, Note):
-            self._line(event.text)
+            self._say([event.text])
             return
-        self._started.setdefault(event.task, time.monotonic())
-        figures = "  ".join(
-            f"{name} {_figure(name, value)}" for name, value in event.fields.items()
-        )
         if event.task == "epochs":
-            self._line(f"epoch {event.done}/{event.total}  {figures}")
+            names = {"loss": "val_loss"} if "train_loss" in event.fields else {}
+            figures = _figures({names.get(key, key): v for key, v in event.fields.items()})
+            self._say([f"epoch {event.done}/{event.total}", *figures])
             return
-        if self._bars is not None:
-            self._draw(event, figures)
-        elif event.done < event.total and time.monotonic() - self._last_line >= self._pause:
-            self._line(f"{event.task}  {event.done}/{event.total}  {figures}  {self._eta(event)}")
-        if event.done >= event.total:
-            self._started.pop(event.task, None)
+        task = self._note(event)
+        if self._view is None and event.done < event.total and self._is_time(task):
+            whole = self._running.get(_WHOLE)
+            parts = [event.task, task.counted, *_figures(event.fields)]
+            parts += [task.eta] if task.eta else []
+            parts += (
+                [f"whole {_WHOLE} {whole.eta}"] if whole and whole.eta and whole is not task else []
+            )
+            self._say(parts)
 
-    def _draw(self, event: Progress, figures: str) -> None:
-        if event.task not in self._tasks:
-            self._tasks[event.task] = self._bars.add_task(event.task, total=event.total, figures="")
-        task = self._tasks[event.task]
-        self._bars.update(task, completed=event.done, total=event.total, figures=figures)
-        if event.done >= event.total:
-            self._bars.remove_task(self._tasks.pop(event.task))
-
-    def _line(self, text: str) -> None:
-        self._last_line = time.monotonic()
-        if self._bars is not None:
-            self._bars.console.print(text, markup=False)
+    def _note(self, event: Progress) -> _Running:
+        """Remember how far a task is; forget it when it has ended."""
+        now = time.monotonic()
+        task = self._running.get(event.task)
+        if task is None or event.done < task.event.done:
+            # A resumed task begins in the middle: its pace is counted from there.
+            task = _Running(event, event.done, now, now)
+        task = replace(task, event=event, heard=now)
+        if event.done < event.total:
+            self._running[event.task] = task
         else:
-            info(text)
+            self._running.pop(event.task, None)
+        return task
 
-    def _eta(self, event: Progress) -> str:
-        elapsed = time.monotonic() - self._started[event.task]
-        left = elapsed / max(event.done, 1) * (event.total - event.done)
-        return f"eta {left:.0f} s"
+    def _is_time(self, task: _Running) -> bool:
+        """Whether a line is due; what the whole training has to say stands in those of its parts."""
+        if task.event.task == _WHOLE and (len(self._running) > 1 or not task.eta):
+            return False
+        return time.monotonic() - self._last_line >= self._pause
+
+    def _say(self, parts: Sequence[str]) -> None:
+        """One event on a line of its own, above the live view; folded between figures, not within."""
+        self._last_line = time.monotonic()
+        if self._view is None:
+            info("  ".join(parts))
+            return
+        from rich.text import Text
+
+        console = self._view.console
+        console.print(Text("\n".join(_fold(parts, console.width))))
 
 
-def _figure(name: str, value: float) -> str:
-    if name in ("top1", "top5", "mean_class", "data_wait_pct"):
-        return f"{value:.1f} %"
-    return f"{value:.2e}" if name == "lr" else f"{value:.3g}"
+def _draw(tasks: Sequence[_Running], width: int) -> RenderableType:
+    """The live view: a line per task, its figures behind it, or below it where they do not fit."""
+    from rich.console import Group
+    from rich.progress_bar import ProgressBar
+    from rich.table import Table
+    from rich.text import Text
+
+    if not tasks:
+        return Group()
+    tasks = sorted(tasks, key=lambda task: task.event.task == _WHOLE)
+    figures: dict[str, list[str]] = {}
+    for task in tasks:
+        parts = _figures(task.event.fields)
+        # An epoch and the whole training may tell the same ones.
+        figures[task.event.task] = [] if parts in figures.values() else parts
+    texts = [(task.event.task, task.counted, task.eta.ljust(_ETA_WIDTH)) for task in tasks]
+    taken = sum(max(map(len, column)) + 1 for column in zip(*texts, strict=True))
+    beside = width >= _WIDE
+    bar_width = _BAR_WIDTH if beside else max(min(width - taken, 2 * _BAR_WIDTH), 4)
+    table = Table.grid(padding=(0, 1, 0, 0))
+    for justify in ("left", "left", "right", "left", "left"):
+        table.add_column(justify=justify, no_wrap=True)
+    below: list[Text] = []
+    for task, (name, counted, eta) in zip(tasks, texts, strict=True):
+        parts = figures[name]
+        bar = ProgressBar(max(task.event.total, 1), task.event.done, width=bar_width)
+        end = Text("  ".join(parts) if beside else "")
+        table.add_row(Text(name), bar, Text(counted), Text(eta), end)
+        if not beside:
+            below += [Text(line, no_wrap=True) for line in _fold(parts, width)]
+    return Group(table, *below)
+
+
+def _fold(parts: Sequence[str], width: int) -> list[str]:
+    """Two spaces between the parts; a part that does not fit begins a new line, indented."""
+    lines: list[str] = []
+    for part in parts:
+        if lines and len(lines[-1]) + 2 + len(part) <= width:
+            lines[-1] += f"  {part}"
+        else:
+            lines.append(f"  {part}" if lines else part)
+    return lines
+
+
+def clock(seconds: float) -> str:
+    """Hours, minutes and seconds, for example ``0:03:20``; with days where there are some."""
+    return str(timedelta(seconds=round(seconds)))
+
+
+_FIGURES = {
+    "loss": "loss {:.3f}",
+    "train_loss": "train loss {:.3f}",
+    "val_loss": "val loss {:.3f}",
+    "top1": "top-1 {:.1f} %",
+    "top5": "top-5 {:.1f} %",
+    "mean_class": "mean class {:.1f} %",
+    "ece": "ECE {:.1f} %",
+    "lr": "lr {:.2e}",
+    "clips_per_s": "{:,.1f} clips/s",
+    "files_per_s": "{:,.1f} files/s",
+    "memory_mb": "{:,.0f} MB",
+    "data_wait_pct": "waiting {:.0f} %",
+}
+
+
+def _figures(fields: Mapping[str, float]) -> list[str]:
+    """Figures in words, with their units; what is not a number is left out."""
+    return [
+        _FIGURES[name].format(value) if name in _FIGURES else f"{name} {value:.3g}"
+        for name, value in fields.items()
+        if value == value
+    ]
 
 
 def translate(error: BaseException) -> OgregError | None:

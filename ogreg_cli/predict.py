@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import sys
+from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
 EXAMPLES = (
     "Examples: ogreg predict clip.mp4 | ogreg predict clips/ --json | "
+    "ogreg predict photo.jpg -c runs/train/imagenet1k/1 | "
     "find . -name '*.mp4' | ogreg predict - -c runs/train/demo/1"
 )
 
@@ -35,7 +37,8 @@ def predict(
     videos: Annotated[
         list[str],
         typer.Argument(
-            help="Files, folders, glob patterns, or - for a list on stdin.", metavar="VIDEO..."
+            help="Video or image files, folders, glob patterns, or - for a list on stdin.",
+            metavar="VIDEO...",
         ),
     ],
     checkpoint: Checkpoint = None,
@@ -47,7 +50,7 @@ def predict(
     device: Device = "auto",
     json: Json = False,
 ) -> None:
-    """Name the action in video files. One line of JSON per file with --json."""
+    """Name the action in video files, or the class of images. One line of JSON per file with --json."""
     if crops == 2:
         raise UsageError("--crops is 1 (centre) or 3 (start, centre, end)")
     files = list_videos(videos)
@@ -78,12 +81,13 @@ def predict(
 
 
 def list_videos(arguments: list[str]) -> list[str]:
-    """Files meant by the arguments, in order.
+    """Files meant by the arguments, in order. A folder stands for its videos; for its images if there
+    are none, since beside videos these are mostly previews.
 
     Raises:
-        UsageError: a folder or pattern without videos.
+        UsageError: a folder or pattern without videos or images.
     """
-    from ogreg_core.files import VIDEO_SUFFIXES
+    from ogreg_core.files import IMAGE_SUFFIXES, VIDEO_SUFFIXES
 
     files: list[str] = []
     for argument in arguments:
@@ -91,7 +95,8 @@ def list_videos(arguments: list[str]) -> list[str]:
         if argument == "-":
             found = [line for line in (raw.rstrip("\n") for raw in sys.stdin) if line]
         elif path.is_dir():
-            found = sorted(str(f) for f in path.rglob("*") if f.suffix.lower() in VIDEO_SUFFIXES)
+            inside = sorted(str(file) for file in path.rglob("*"))
+            found = _ending_in(VIDEO_SUFFIXES, inside) or _ending_in(IMAGE_SUFFIXES, inside)
         elif glob.has_magic(argument) and not path.exists():
             found = sorted(glob.glob(argument, recursive=True))
         else:
@@ -100,6 +105,10 @@ def list_videos(arguments: list[str]) -> list[str]:
             raise UsageError(f"{argument} names no videos")
         files += found
     return files
+
+
+def _ending_in(suffixes: Collection[str], files: list[str]) -> list[str]:
+    return [file for file in files if Path(file).suffix.lower() in suffixes]
 
 
 def _show(file: str, prediction: Prediction, json: bool) -> None:
@@ -121,4 +130,5 @@ def _show(file: str, prediction: Prediction, json: bool) -> None:
             result(f"{file}\t{100 * score:.1f} %\t{label}")
         return
     rows = [[f"{100 * score:.1f} %", bar(score), label] for label, score in prediction.top]
-    print_table(f"{file}  ({video.duration:.1f} s)", ["score", "", "label"], rows, right=(0,))
+    length = "image" if video.decoder == "image" else f"{video.duration:.1f} s"
+    print_table(f"{file}  ({length})", ["score", "", "label"], rows, right=(0,))

@@ -27,7 +27,8 @@ EXAMPLES = (
     "Examples: ogreg prepare kinetics400 /data/k400 | "
     "ogreg prepare ssv2 /data/ssv2 --annotations /data/ssv2/labels --resize 256 --out /fast/ssv2 | "
     "ogreg prepare folder ~/videos --val-share 0.1 | ogreg prepare kinetics400 /data/k400 --shard 2/8 | "
-    "ogreg prepare kinetics400 /data/k400 --merge | ogreg prepare demo data/demo"
+    "ogreg prepare kinetics400 /data/k400 --merge | ogreg prepare imagenet1k /data/imagenet | "
+    "ogreg prepare imagefolder ~/photos | ogreg prepare demo data/demo"
 )
 DATASETS = (*CATALOGUE, "demo")
 
@@ -78,14 +79,15 @@ def prepare(
         bool, typer.Option("--merge", help="Write the manifest from all finished shards.")
     ] = False,
     name: Annotated[
-        str | None, typer.Option(help="Name to remember it by.  [folder, list; default: ROOT's]")
+        str | None,
+        typer.Option(help="Name to remember it by.  [folder, list, imagefolder; default: ROOT's]"),
     ] = None,
     val_share: Annotated[
         float | None,
         typer.Option(
             min=0.0,
             max=0.9,
-            help="Share to validate on.  [folder, of each class: 0.2; diving48, whole source videos: 0]",
+            help="Share to validate on.  [folder, imagefolder, of each class: 0.2; diving48, whole source videos: 0]",
         ),
     ] = None,
     fold: Annotated[
@@ -103,7 +105,8 @@ def prepare(
     seed: Annotated[
         int | None,
         typer.Option(
-            min=0, help="Of the split, or of the rendered scenes.  [folder, diving48, demo; 0]"
+            min=0,
+            help="Of the split, or of the rendered scenes.  [folder, imagefolder, diving48, demo; 0]",
         ),
     ] = None,
     deadline: Annotated[
@@ -126,6 +129,10 @@ def prepare(
     if dataset not in DATASETS:
         hint = nearest(dataset, DATASETS) or f"data sets: {', '.join(DATASETS)}"
         raise UsageError(f"there is no data set {dataset!r}", why=hint, fix="ogreg prepare --help")
+    if resize and dataset in CATALOGUE and CATALOGUE[dataset].images:
+        raise UsageError(
+            f"--resize cannot be used with {dataset}", why="it re-encodes videos, not images"
+        )
     if fps and not resize:
         raise UsageError("--fps needs --resize", why="only re-encoded copies can change their rate")
     if resize and resize % 2:
@@ -230,7 +237,8 @@ def _prepare(
     command = _command()
     if not options["merge"]:
         found, annotated = len(listing.entries), sum(listing.annotated.values())
-        info(f"{dataset}: {found:,} of {annotated:,} videos found, {len(listing.labels)} classes")
+        kind = "images" if CATALOGUE[dataset].images else "videos"
+        info(f"{dataset}: {found:,} of {annotated:,} {kind} found, {len(listing.labels)} classes")
     with Reporter() as reporter:
         prepared = PrepareOptions(**options, resize=settings_of_copies, command=command)
         return prepare_listing(listing, prepared, reporter)

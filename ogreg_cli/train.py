@@ -3,26 +3,41 @@
 from __future__ import annotations
 
 import shlex
-from dataclasses import replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ogreg_cli.common import Device, Json, Workers, default_loader_workers
+from ogreg_cli.common import Device, Gpus, Json, Workers, default_loader_workers
 from ogreg_cli.console import Reporter, emit_json, explain, info, loading, print_table, result
+from ogreg_cli.launch import launch, wants_launch
 from ogreg_core.errors import DataError, Interrupted, UsageError
+from ogreg_core.launching import launch_id, restarts
 
 if TYPE_CHECKING:
+    from ogreg_core.distributed import World
     from ogreg_core.recipe import LoadedRecipe
     from ogreg_core.runs import RunFolder
     from ogreg_core.training.assemble import Splits
+    from ogreg_core.training.loop import Trainer
 
 EXAMPLES = (
     "Examples: ogreg train recipes/demo.toml | "
     "ogreg train recipes/folder.toml data.root=~/videos train.epochs=50 | "
-    "ogreg train recipes/kinetics400.toml --dry-run | ogreg train --resume runs/train/demo/1"
+    "ogreg train recipes/kinetics400.toml --gpus 8 | ogreg train recipes/kinetics400.toml --dry-run | "
+    "ogreg train --resume runs/train/demo/1"
 )
+
+
+@dataclass(frozen=True)
+class Where:
+    """Where and how to run, as opposed to what is learnt."""
+
+    device: str
+    workers: int | None
+    save_minutes: float
+    json: bool
 
 
 def train(
@@ -49,7 +64,14 @@ def train(
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Same as the override seed=N.")] = None,
     device: Device = "auto",
+    gpus: Gpus = None,
     workers: Workers = None,
+    save_minutes: Annotated[
+        float,
+        typer.Option(
+            min=0, help="Save the state this often, and after every epoch.", metavar="MINUTES"
+        ),
+    ] = 10.0,
     dry_run: Annotated[
         bool,
         typer.Option("--dry-run", help="Build and check everything, train nothing, write nothing."),
@@ -60,6 +82,12 @@ def train(
             "--print-recipe", help="Show the resolved recipe with the origin of each value."
         ),
     ] = False,
+    print_groups: Annotated[
+        bool,
+        typer.Option(
+            "--print-groups", help="Show every parameter's learning rate and weight decay."
+        ),
+    ] = False,
     json: Json = False,
 ) -> None:
     """Train a model by a recipe, validate it, and keep everything in a run folder."""
@@ -67,66 +95,101 @@ def train(
     if init_from is not None:
         flags.append(f"init.weights={init_from}")
     changes = list(overrides or [])
+    looks = [dry_run, print_recipe, print_groups]
+    if sum(looks) > 1 or (any(looks) and (out or resume or gpus)) or (print_recipe and json):
+        raise UsageError(
+            "--dry-run, --print-recipe and --print-groups exclude each other, --out, --resume and --gpus",
+            why="they start nothing; --print-recipe has no --json, it is TOML already",
+        )
+    where = Where(device, workers, save_minutes, json)
     if resume is not None:
-        if recipe or flags or changes or out or dry_run or print_recipe:
+        if out or (recipe is None and (flags or changes)):
             raise UsageError(
-                "--resume continues a run exactly and takes no recipe, override or other start option",
+                "--resume continues a run exactly, in its own folder",
+                why="a recipe with overrides may be given and is compared with the run's",
                 fix=f"ogreg train --resume {resume}, or start anew: ogreg train RECIPE --init-from {resume}",
             )
-        _resume(resume, device, workers, json)
+        expected = load(recipe, changes, flags) if recipe else None
+        if wants_launch(gpus):
+            raise typer.Exit(launch(gpus or 1))
+        _resume(resume, expected, where)
         return
     if recipe is None:
         raise UsageError("which recipe?", fix="ogreg train recipes/demo.toml")
-    from ogreg_core.recipe import load_recipe
-
-    if (print_recipe and (dry_run or json)) or ((print_recipe or dry_run) and out):
-        raise UsageError(
-            "--print-recipe, --dry-run and --out exclude each other, so do --print-recipe and --json"
-        )
-    loaded = load_recipe(recipe, changes, flags)
+    loaded = load(recipe, changes, flags)
     if print_recipe:
         result(loaded.annotated().rstrip())
+    elif print_groups:
+        _print_groups(loaded, json)
     elif dry_run:
-        _dry_run(loaded, device, json)
+        _dry_run(loaded, device, workers, json)
+    elif wants_launch(gpus):
+        raise typer.Exit(launch(gpus or 1))
     else:
-        _start(loaded, out, device, workers, json)
+        _start(loaded, out, where)
 
 
-def _start(
-    loaded: LoadedRecipe, out: Path | None, device: str, workers: int | None, json: bool
-) -> None:
+def load(recipe: str, changes: list[str], flags: list[str]) -> LoadedRecipe:
+    """The recipe with its overrides."""
+    from ogreg_core.recipe import load_recipe
+
+    return load_recipe(recipe, changes, flags)
+
+
+def _start(loaded: LoadedRecipe, out: Path | None, where: Where) -> None:
     loading()
-    from ogreg_core.devices import pick_device
-    from ogreg_core.runs import RunFolder
+    from ogreg_core.distributed import join
+    from ogreg_core.runs import RunFolder, find_launched
     from ogreg_core.training.assemble import describe_run, load_splits
 
-    chosen = pick_device(device)
-    RunFolder.check_free(out)
-    _render_demo_if_missing(loaded)
-    splits = load_splits(loaded.recipe)
-    run = RunFolder.create("train", loaded.name, out)
-    describe_run(run, loaded, splits)
-    _run(loaded, splits, run, chosen, workers, json, resume=False)
+    with join(where.device) as (world, device):
+        before = find_launched(loaded.name, out, launch_id()) if restarts() else None
+        before = world.broadcast(before)
+        if before is not None:
+            # torchrun has started the job anew after a process died: go on, do not begin again.
+            _continue(RunFolder(before), loaded, world, device, where)
+            return
+        if world.is_main:
+            RunFolder.check_free(out)
+            _render_demo_if_missing(loaded)
+        world.barrier()
+        splits = load_splits(loaded.recipe)
+        run: RunFolder | None = None
+        if world.is_main:
+            run = RunFolder.create("train", loaded.name, out)
+            describe_run(run, loaded, splits)
+            run.write_json("launch.json", {"id": launch_id(), "processes": world.size})
+        run = world.broadcast(run)
+        assert run is not None
+        _run(loaded, splits, run, world, device, where, resume=False)
 
 
-def _resume(folder: Path, device: str, workers: int | None, json: bool) -> None:
+def _resume(folder: Path, expected: LoadedRecipe | None, where: Where) -> None:
+    from dataclasses import replace
+
     from ogreg_core.recipe import load_recipe
     from ogreg_core.runs import RunFolder
 
     file = folder / "recipe.toml"
     if not file.is_file():
         raise DataError(f"{folder} is not a run folder", why=f"{file} does not exist")
-    loaded = load_recipe(str(file))
     run = RunFolder(folder)
-    data = run.read_json("data.json")
-    loaded = replace(loaded, name=data["recipe"])
+    loaded = expected or load_recipe(str(file))
+    loaded = replace(loaded, name=run.read_json("data.json")["recipe"])
     loading()
-    from ogreg_core.devices import pick_device
-    from ogreg_core.training.assemble import check_same_data, load_splits
+    from ogreg_core.distributed import join
 
-    splits = load_splits(loaded.recipe, Path(data["folder"]))
-    check_same_data(run, splits)
-    _run(loaded, splits, run, pick_device(device), workers, json, resume=True)
+    with join(where.device) as (world, device):
+        _continue(run, loaded, world, device, where)
+
+
+def _continue(
+    run: RunFolder, loaded: LoadedRecipe, world: World, device: Any, where: Where
+) -> None:
+    from ogreg_core.training.assemble import load_splits
+
+    splits = load_splits(loaded.recipe, Path(run.read_json("data.json")["folder"]))
+    _run(loaded, splits, run, world, device, where, resume=True)
 
 
 def _render_demo_if_missing(loaded: LoadedRecipe) -> None:
@@ -146,39 +209,70 @@ def _run(
     loaded: LoadedRecipe,
     splits: Splits,
     run: RunFolder,
+    world: World,
     device: Any,
-    workers: int | None,
-    json: bool,
+    where: Where,
     *,
     resume: bool,
 ) -> None:
     from ogreg_core.training.assemble import build_trainer
 
-    count = default_loader_workers() if workers is None else workers
-    log = run.open_log()
+    count = default_loader_workers() if where.workers is None else where.workers
+    log = run.open_log() if world.is_main else None
     try:
         with Reporter() as reporter:
             info(
                 f"run {run.path}: {loaded.recipe.model.name} on {device}, {len(splits.train.rows)} training videos"
             )
             trainer = build_trainer(
-                loaded, splits, run, device=device, workers=count, on_progress=reporter
+                loaded,
+                splits,
+                run,
+                device=device,
+                workers=count,
+                on_progress=reporter,
+                world=world,
+                save_seconds=60 * where.save_minutes,
             )
+            _announce(loaded, splits, trainer, world, reporter)
             if resume:
                 trainer.resume()
                 info(
                     f"continuing after epoch {trainer.position.epoch}, step {trainer.position.step}"
                 )
-            run.note_command()
-            run.status("running", 0, resume=_resume_command(run))
-            position = trainer.fit()
+            if world.is_main:
+                run.note_command()
+                run.status("running", 0, resume=_resume_command(run))
+            trainer.fit()
     except BaseException as error:
-        _note_failure(run, error)
+        if world.is_main:
+            _note_failure(run, error)
         raise
     finally:
-        log.close()
-    run.status("done", 0)
-    _report(loaded, splits, run, position, trainer.metrics, json)
+        if log is not None:
+            log.close()
+    if world.is_main:
+        run.status("done", 0)
+        _report(loaded, splits, run, trainer, where.json)
+
+
+def _announce(
+    loaded: LoadedRecipe, splits: Splits, trainer: Trainer, world: World, reporter: Reporter
+) -> None:
+    """Who takes part, what a step consists of, and what the first checks found."""
+    import socket
+
+    from ogreg_core.training.announcement import describe_step
+    from ogreg_core.training.preflight import quick_checks
+
+    if world.size > 1:
+        hosts = sorted(set(world.gather(socket.gethostname())))
+        info(f"{world.size} processes on {', '.join(hosts)}")
+    for sentence in describe_step(loaded.recipe, trainer.order):
+        info(sentence)
+    if world.is_main:
+        for sentence in quick_checks(loaded.recipe, splits, trainer.run.path):
+            info(f"note: {sentence}")
 
 
 def _note_failure(run: RunFolder, error: BaseException) -> None:
@@ -197,12 +291,19 @@ def _resume_command(run: RunFolder) -> str:
 
 
 def _report(
-    loaded: LoadedRecipe, splits: Splits, run: RunFolder, position: Any, metrics: Any, json: bool
+    loaded: LoadedRecipe, splits: Splits, run: RunFolder, trainer: Trainer, json: bool
 ) -> None:
+    from ogreg_core.curves_picture import save_curves
+
+    position, found = trainer.position, trainer.validation
+    assert found is not None
+    metrics = found.metrics
     document = {
         "schema": "ogreg.train.v1",
         "run": run.path,
         "model": loaded.recipe.model.name,
+        "seed": loaded.recipe.seed,
+        "processes": trainer.world.size,
         "epochs": position.epoch,
         "train_seconds": round(position.seconds, 1),
         "best_top1_pct": position.best_top1,
@@ -214,6 +315,8 @@ def _report(
         "val_annotated": splits.val.annotated or None,
     }
     run.write_json("report.json", {**document, "run": str(run.path)})
+    curves = run.path / "curves.png"
+    save_curves(run.path / "metrics.jsonl", curves, f"{loaded.name}, {loaded.recipe.model.name}")
     if json:
         emit_json(document)
         return
@@ -234,6 +337,7 @@ def _report(
         right=(1, 2, 3, 4, 5, 6),
     )
     result(f"checkpoint: {run.best}")
+    result(f"curves: {curves}")
     folder, video = (
         shlex.quote(str(run.path)),
         shlex.quote(str(splits.val.video(splits.val.rows[0]))),
@@ -252,12 +356,38 @@ def _videos(metrics: Any, splits: Splits) -> str:
     return f"{text} of {splits.val.annotated} annotated" if splits.val.annotated else text
 
 
-def _dry_run(loaded: LoadedRecipe, device: str, json: bool) -> None:
+def _print_groups(loaded: LoadedRecipe, json: bool) -> None:
+    loading()
+    from ogreg_core.training.announcement import parameter_table
+
+    rows = parameter_table(loaded.recipe)
+    if json:
+        emit_json({"schema": "ogreg.groups.v1", "recipe": loaded.name, "parameters": rows})
+        return
+    print_table(
+        f"Parameters of {loaded.recipe.model.name}",
+        ["parameter", "shape", "group", "peak lr", "weight decay"],
+        [
+            [
+                row["name"],
+                "x".join(map(str, row["shape"])),
+                row["group"],
+                f"{row['lr']:.3g}",
+                f"{row['weight_decay']:g}",
+            ]
+            for row in rows
+        ],
+        right=(3, 4),
+    )
+
+
+def _dry_run(loaded: LoadedRecipe, device: str, workers: int | None, json: bool) -> None:
     loading()
     from ogreg_core.devices import pick_device
     from ogreg_core.training.preflight import check_recipe
 
-    found = check_recipe(loaded, pick_device(device))
+    count = default_loader_workers() if workers is None else workers
+    found = check_recipe(loaded, pick_device(device), workers=count)
     if json:
         emit_json(
             {
@@ -265,14 +395,22 @@ def _dry_run(loaded: LoadedRecipe, device: str, json: bool) -> None:
                 "recipe": loaded.name,
                 **found.figures,
                 "missing": found.missing,
+                "problems": found.problems,
+                "notes": found.notes,
             }
         )
-        return
+        raise typer.Exit(bool(found.problems))
     rows = [
         [name, f"{value:,.1f}" if isinstance(value, float) else str(value)]
         for name, value in found.figures.items()
     ]
     print_table(f"Dry run of {loaded.name}", ["check", "figure"], rows, right=(1,))
-    for text in found.missing:
-        result(f"missing: {text}")
+    for kind, sentences in (
+        ("missing", found.missing),
+        ("note", found.notes),
+        ("problem", found.problems),
+    ):
+        for text in sentences:
+            result(f"{kind}: {text}")
     result("nothing was trained or written")
+    raise typer.Exit(bool(found.problems))

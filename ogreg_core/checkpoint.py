@@ -47,6 +47,8 @@ class CheckpointInfo:
         data_folder: manifest folder at training time.
         recipe: name of the recipe.
         recipe_sha256: hash of the resolved recipe.
+        experiment_sha256: the same without the seed; runs that agree in it can be averaged.
+        seed: of the training.
         epoch: finished epochs.
         metrics: validation figures in percent.
         version: of ogreg.
@@ -68,6 +70,8 @@ class CheckpointInfo:
     data_folder: str = ""
     recipe: str = ""
     recipe_sha256: str = ""
+    experiment_sha256: str = ""
+    seed: int = 0
     epoch: int = 0
     metrics: dict[str, float] = field(default_factory=dict)
     version: str = __version__

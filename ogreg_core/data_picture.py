@@ -13,7 +13,7 @@ import numpy as np
 
 from ogreg_core.data_show import DataSheet, TestVideo, TrainSample
 from ogreg_core.files import write_atomic
-from ogreg_core.recipe import AugmentTable
+from ogreg_core.recipe_tables import AugmentTable
 
 __all__ = ["CAPTION_INCHES", "DPI", "save_sheet"]
 

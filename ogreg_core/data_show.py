@@ -1,7 +1,7 @@
 """What a model is trained and tested on: clips as the training step gets them, and test views.
 
 Everything shown goes the way of the data in training: samples and their order come from
-:class:`ClipDataset` and :class:`EpochSampler`, and are erased and mixed as the training step does,
+:class:`ClipDataset` and :class:`BatchOrder`, and are erased and mixed as the training step does,
 with the partner that each has in its batch. The noise of erasing differs between a GPU and the CPU,
 on which it is drawn here; all the rest is the same to the bit.
 """
@@ -23,17 +23,15 @@ from torch import Tensor
 
 from ogreg_core.data.loader import (
     ClipDataset,
-    EpochSampler,
     TrainBatch,
     Unreadable,
     ViewDataset,
     Views,
     locate,
-    sample_rng,
-    step_rng,
 )
 from ogreg_core.data.manifest import Manifest
 from ogreg_core.data.mixing import erase, mix
+from ogreg_core.data.order import BatchOrder, sample_rng, step_rng
 from ogreg_core.data.sampling import positions, train_indices
 from ogreg_core.data.transforms import Augmentation, TestCrops, augment, to_input
 from ogreg_core.datasets.catalogue import CATALOGUE
@@ -312,9 +310,7 @@ def _train_samples(
 ) -> Iterator[TrainSample]:
     spec = augmentation_of(recipe, splits.train.mirror)
     dataset = _TimedClips(splits.train, sampling_of(recipe), spec, recipe.seed)
-    sampler = EpochSampler(len(dataset), recipe.seed)
-    sampler.set_position(epoch)
-    order = [index for _, index in sampler]
+    order = BatchOrder(len(dataset), recipe.seed, recipe.train.batch_size).samples(epoch)
     _warm_up(spec)
     for index in indices or order[:samples]:
         batch, members = _batch_of(order, index, recipe.train.batch_size)

@@ -8,6 +8,7 @@ every exchange is the identity, so that callers need no second path.
 from __future__ import annotations
 
 import os
+import socket
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,13 +20,16 @@ import torch.distributed as dist
 
 from ogreg_core.devices import pick_device
 from ogreg_core.errors import EnvironmentFault
+from ogreg_core.launching import is_launched, restarts
 
-__all__ = ["SINGLE", "World", "join", "launched"]
+__all__ = ["SINGLE", "World", "join"]
 
 Item = TypeVar("Item")
 
-# How long a process waits for the others before it says that one never arrived.
+# How long a process waits for the others to start.
 _ARRIVAL = timedelta(minutes=5)
+# And in the middle of the work: longer than rendering, fetching weights or one slow batch.
+_PATIENCE = timedelta(hours=1)
 
 
 @dataclass(frozen=True)
@@ -87,11 +91,6 @@ def _exchange_device() -> torch.device:
     return torch.device("cuda" if dist.get_backend() == "nccl" else "cpu")
 
 
-def launched() -> bool:
-    """Whether a launcher started this process as one of several."""
-    return int(os.environ.get("WORLD_SIZE", "1")) > 1 and "RANK" in os.environ
-
-
 @contextmanager
 def join(device: str = "auto") -> Iterator[tuple[World, torch.device]]:
     """Take this process's place in its job, for the duration of the context.
@@ -104,9 +103,9 @@ def join(device: str = "auto") -> Iterator[tuple[World, torch.device]]:
         The processes, and the device of this one. NCCL connects GPUs, gloo CPUs.
 
     Raises:
-        EnvironmentFault: the device is not there, or not all processes arrive within five minutes.
+        EnvironmentFault: the device is not there, or not all processes arrive.
     """
-    if not launched():
+    if not is_launched():
         yield SINGLE, pick_device(device)
         return
     world = World(
@@ -118,20 +117,54 @@ def join(device: str = "auto") -> Iterator[tuple[World, torch.device]]:
     if chosen.type == "cuda":
         torch.cuda.set_device(chosen)
     try:
+        store = _meet(world)
         dist.init_process_group(
             "nccl" if chosen.type == "cuda" else "gloo",
-            timeout=_ARRIVAL,
+            store=store,
             rank=world.rank,
             world_size=world.size,
+            timeout=_PATIENCE,
         )
-    except (RuntimeError, ValueError) as error:
+    except (RuntimeError, ValueError, KeyError) as error:
         raise EnvironmentFault(
             f"process {world.rank} of {world.size} could not join the others",
             where=f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}",
-            why=str(error).splitlines()[0],
+            why=(str(error).splitlines() or [type(error).__name__])[0],
             fix="check that every machine was started with the same address, port and number of processes",
         ) from error
     try:
         yield world, chosen
     finally:
         dist.destroy_process_group()
+
+
+def _meet(world: World) -> dist.Store:
+    """The store through which the processes find each other, once all have said that they are here.
+
+    Raises:
+        EnvironmentFault: names the processes that did not come.
+    """
+    agent = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    everything = dist.TCPStore(
+        os.environ["MASTER_ADDR"],
+        int(os.environ["MASTER_PORT"]),
+        world.size,
+        is_master=world.is_main and not agent,
+        timeout=_ARRIVAL,
+        wait_for_workers=False,
+    )
+    # torchrun keeps its store when it starts the job anew, with the addresses of the dead in it.
+    store = dist.PrefixStore(f"ogreg/{restarts()}", everything)
+    names = [f"here/{rank}" for rank in range(world.size)]
+    store.set(names[world.rank], socket.gethostname())
+    try:
+        store.wait(names, _ARRIVAL)
+    except RuntimeError as error:
+        missing = [str(rank) for rank, name in enumerate(names) if not store.check([name])]
+        raise EnvironmentFault(
+            f"process {', '.join(missing)} of {world.size} never arrived",
+            where=f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}",
+            why=f"waited for {_ARRIVAL.total_seconds():.0f} s",
+            fix="look for an error of theirs above, or in the output of their machines",
+        ) from error
+    return store

@@ -16,6 +16,7 @@ __all__ = [
     "UsageError",
     "VideoError",
     "WorkFailed",
+    "is_out_of_memory",
 ]
 
 
@@ -53,6 +54,17 @@ class OgregError(Exception):
         return [("where", self.where), ("why", self.why), ("fix", self.fix)]
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error of Python or torch means that memory ran out; known by its name, so that torch
+    need not be loaded.
+    """
+    return (
+        isinstance(error, MemoryError)
+        or type(error).__name__ == "OutOfMemoryError"
+        or "can't allocate memory" in str(error)
+    )
+
+
 def _rebuild(cls: type[OgregError], what: str, where: str, why: str, fix: str) -> OgregError:
     return cls(what, where=where, why=why, fix=fix)
 
@@ -79,9 +91,10 @@ class VideoError(DataError):
     """A video file cannot be read.
 
     Args:
-        code: short reason: ``missing``, ``empty``, ``not-a-video``, ``no-video-stream``,
-            ``unsupported-codec``, ``truncated``, ``frame-count``, ``negative-timestamps``,
-            ``seek-unstable``, ``damaged``, ``unreadable``, or ``index`` for a frame that it has not.
+        code: short reason: ``missing``, ``empty``, ``not-a-video``, ``not-an-image``,
+            ``no-video-stream``, ``unsupported-codec``, ``truncated``, ``frame-count``,
+            ``negative-timestamps``, ``seek-unstable``, ``damaged``, ``crash``, ``time-out``,
+            ``unreadable``, or ``index`` for a frame that it has not.
     """
 
     kind = "video"

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,18 +11,19 @@ from ogreg_core.checkpoint import CheckpointInfo, load_model
 from ogreg_core.data.loader import FrameControl, ViewDataset, Views, test_loader
 from ogreg_core.data.manifest import Manifest, load_manifest
 from ogreg_core.datasets.locations import find_dataset
+from ogreg_core.distributed import SINGLE, World
 from ogreg_core.errors import CheckpointError, DataError
-from ogreg_core.evaluation import Metrics, Scores, compute_metrics, resolve_precision, score_dataset
-from ogreg_core.files import write_text_atomic
+from ogreg_core.evaluation import resolve_precision, score_dataset
+from ogreg_core.evaluation_report import EvaluationReport
 from ogreg_core.progress import ProgressCallback
-from ogreg_core.runs import RunFolder
+from ogreg_core.saved_scores import SavedScores
 
 __all__ = ["EvaluationReport", "evaluate_checkpoint", "protocol"]
 
 
 def protocol(views: Views) -> str:
-    """Frames x stride or segments, views, and sizes in one phrase, for example ``16 uniform, 1x1
-    views, 64 of 72 px``.
+    """How a score was reached: frames x stride, clips x crops, and sizes in pixels in one phrase, for
+    example ``32x2, 4x3 views, short side 224``, or ``16 uniform, 1x1 views, short side 72, crop 64``.
     """
     sampling = views.sampling
     taken = (
@@ -37,63 +35,11 @@ def protocol(views: Views) -> str:
         taken += f" at {sampling.fps:g} fps"
     if sampling.kind == "dense" and sampling.short == "clamp":
         taken += " clamped"
-    text = f"{taken}, {views.clips}x{views.crops.crops} views, {views.crops.size} of {views.crops.short_side} px"
+    crops = views.crops
+    text = f"{taken}, {views.clips}x{crops.crops} views, short side {crops.short_side}"
+    if crops.size != crops.short_side:
+        text += f", crop {crops.size}"
     return text if views.control == "none" else f"{text}, frames {views.control}"
-
-
-@dataclass(frozen=True)
-class EvaluationReport:
-    """Everything an evaluation found.
-
-    Args:
-        document: the figures with their circumstances, ready for JSON.
-        metrics: the accuracies.
-        scores: per video.
-        manifest: the videos.
-    """
-
-    document: dict[str, Any]
-    metrics: Metrics
-    scores: Scores
-    manifest: Manifest
-
-    def write(self, run: RunFolder) -> None:
-        """``report.json``, ``per_class.csv`` and ``scores.csv`` into a run folder."""
-        run.write_json("report.json", self.document)
-        labels = self.manifest.labels
-        per_class = zip(labels, self.metrics.per_class_videos, self.metrics.per_class, strict=True)
-        _write_csv(
-            run.path / "per_class.csv",
-            ["class", "videos", "top1_pct"],
-            [
-                [name, count, "" if top1 is None else f"{top1:.4f}"]
-                for name, count, top1 in per_class
-            ],
-        )
-        best = self.scores.scores.argmax(dim=1)
-        lines: dict[int, list[Any]] = {}
-        for index, guess, row in zip(
-            self.scores.indices.tolist(), best.tolist(), self.scores.scores.tolist(), strict=True
-        ):
-            lines[index] = [labels[guess], *(f"{score:.6f}" for score in row)]
-        for video in self.scores.unreadable:
-            lines[video.index] = [""] * (1 + len(labels))
-        _write_csv(
-            run.path / "scores.csv",
-            ["path", "label", "predicted", *labels],
-            [
-                [self.manifest.rows[index].path, labels[self.manifest.rows[index].label], *cells]
-                for index, cells in sorted(lines.items())
-            ],
-        )
-
-
-def _write_csv(path: Path, header: list[str], rows: list[list[Any]]) -> None:
-    buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(header)
-    writer.writerows(rows)
-    write_text_atomic(path, buffer.getvalue())
 
 
 def evaluate_checkpoint(
@@ -108,6 +54,7 @@ def evaluate_checkpoint(
     workers: int,
     device: torch.device,
     on_progress: ProgressCallback,
+    world: World = SINGLE,
 ) -> EvaluationReport:
     """Score every video of a split.
 
@@ -121,6 +68,7 @@ def evaluate_checkpoint(
         workers: loader processes.
         device: where the model runs.
         on_progress: receives progress events.
+        world: the processes that share the videos; all get the same report.
 
     Raises:
         CheckpointError: broken, or trained on other classes than the data set has.
@@ -133,33 +81,45 @@ def evaluate_checkpoint(
     _check_labels(checkpoint, info, manifest)
     views = info.views(clips, crops, control)
     precision = resolve_precision(info.precision, device)
-    loader = test_loader(ViewDataset(manifest, views), batch_size, workers)
-    scores = score_dataset(
-        model.to(device), loader, info.mean, info.std, precision=precision, on_progress=on_progress
+    loader = test_loader(ViewDataset(manifest, views), batch_size, workers, world)
+    found = score_dataset(
+        model.to(device),
+        loader,
+        info.mean,
+        info.std,
+        precision=precision,
+        on_progress=on_progress,
+        world=world,
     )
-    metrics = compute_metrics(scores, manifest)
-    document = {
-        "schema": "ogreg.eval.v1",
+    about = _circumstances(checkpoint, info, manifest, views, precision)
+    return EvaluationReport.of(SavedScores.of(found, manifest, about))
+
+
+def _circumstances(
+    checkpoint: Path, info: CheckpointInfo, manifest: Manifest, views: Views, precision: str
+) -> dict[str, Any]:
+    """What was scored on what and how, ready for JSON."""
+    return {
         "checkpoint": str(checkpoint.resolve()),
         "model": info.model,
+        "options": info.options,
         "recipe": info.recipe,
+        "recipe_sha256": info.recipe_sha256,
+        "experiment_sha256": info.experiment_sha256,
+        "seed": info.seed,
+        "epoch": info.epoch,
         "dataset": manifest.dataset,
-        "split": split,
+        "split": manifest.split,
         "manifest_sha256": manifest.sha256,
-        "protocol": protocol(views),
-        "precision": precision,
-        "top1_pct": metrics.top1,
-        "top5_pct": metrics.top5,
-        "mean_class_pct": metrics.mean_class,
-        "loss": metrics.loss,
-        "videos": metrics.videos,
-        "unreadable": [asdict(video) for video in scores.unreadable],
         "annotated_videos": manifest.annotated or None,
-        "coverage_pct": 100.0 * (metrics.videos - metrics.unreadable) / manifest.annotated
-        if manifest.annotated
-        else None,
+        "protocol": protocol(views),
+        "frames": views.sampling.frames,
+        "size": views.crops.size,
+        "clips": views.clips,
+        "crops": views.crops.crops,
+        "frame_order": views.control,
+        "precision": precision,
     }
-    return EvaluationReport(document, metrics, scores, manifest)
 
 
 def _data_folder(data: Path | None, info: CheckpointInfo) -> Path:

@@ -6,8 +6,9 @@ A video's score is the mean over its views of the softmax over classes. Training
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,15 +19,20 @@ from torch.utils.data import DataLoader
 from ogreg_core.data.loader import Unreadable, batches
 from ogreg_core.data.manifest import Manifest
 from ogreg_core.data.transforms import to_input
+from ogreg_core.distributed import SINGLE, World
 from ogreg_core.errors import DataError
 from ogreg_core.progress import Progress, ProgressCallback
+from ogreg_core.statistics import expected_calibration_error, wilson_interval
 
 __all__ = [
     "Metrics",
     "Scores",
     "autocast",
     "compute_metrics",
+    "confusion_matrix",
     "metrics_of",
+    "ranks",
+    "resolve_precision",
     "score_dataset",
     "score_views",
 ]
@@ -36,21 +42,37 @@ _VIEWS_AT_ONCE = 32
 
 
 def autocast(device: torch.device, precision: str) -> AbstractContextManager[Any]:
-    """Mixed precision for ``bf16`` and ``fp16``; nothing for ``fp32``."""
-    if precision == "fp32":
+    """Mixed precision for ``bf16`` and ``fp16``; nothing for ``fp32`` and ``tf32``."""
+    if precision in ("fp32", "tf32"):
         return nullcontext()
     dtype = torch.bfloat16 if precision == "bf16" else torch.float16
     return torch.autocast(device.type, dtype=dtype)
 
 
 def resolve_precision(precision: str, device: torch.device) -> str:
-    """``auto`` becomes bf16 on CUDA devices that have it, fp32 elsewhere."""
+    """``auto`` becomes bf16 on CUDA devices that have it, fp32 elsewhere; so does ``tf32`` where there
+    is no CUDA.
+    """
+    if precision == "tf32" and device.type != "cuda":
+        return "fp32"
     if precision != "auto":
         return precision
     # Emulated bf16 (before Ampere) is slower than fp32.
     if device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False):
         return "bf16"
     return "fp32"
+
+
+@contextmanager
+def _matmul_precision(precision: str) -> Iterator[None]:
+    """Matrix products on tensor cores for ``tf32``, as in a training with it; the switch is global."""
+    before = torch.get_float32_matmul_precision()
+    if precision == "tf32":
+        torch.set_float32_matmul_precision("high")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 @torch.inference_mode()
@@ -67,7 +89,7 @@ def score_views(
         model: in evaluation mode.
         views: uint8 ``[B, V, 3, T, H, W]`` on any device.
         mean, std: normalisation of pixels in 0..1.
-        precision: ``fp32``, ``bf16`` or ``fp16``.
+        precision: ``fp32``, ``tf32``, ``bf16`` or ``fp16``.
 
     Returns:
         float32 ``[B, classes]`` on the CPU, rows sum to 1.
@@ -77,7 +99,7 @@ def score_views(
     parts = []
     for chunk in views.flatten(0, 1).split(_VIEWS_AT_ONCE):
         clip = to_input(chunk.to(device, non_blocking=True), mean, std)
-        with autocast(device, precision):
+        with autocast(device, precision), _matmul_precision(precision):
             logits = model(clip)
         parts.append(logits.float().softmax(dim=-1))
     return torch.cat(parts).unflatten(0, (batch, count)).mean(dim=1).cpu()
@@ -109,31 +131,59 @@ def score_dataset(
     precision: str = "fp32",
     on_progress: ProgressCallback,
     task: str = "evaluate",
+    world: World = SINGLE,
 ) -> Scores:
     """Score every video of a test loader; the model's training mode is restored afterwards.
+
+    Args:
+        model: on its device.
+        loader: of this process's videos.
+        mean, std: normalisation of pixels in 0..1.
+        precision: see :func:`score_views`.
+        on_progress: receives progress events; of several processes the main one speaks for all.
+        task: name in those events.
+        world: the processes that share the data set.
+
+    Returns:
+        The scores of all processes, on every process: each video once, in manifest order.
 
     Raises:
         DataError: not one video can be read.
     """
     was_training = model.training
     model.eval()
-    scores, labels, indices = [], [], []
-    unreadable: list[Unreadable] = []
+    found: list[Scores] = []
     total, done = len(loader.dataset), 0  # type: ignore[arg-type]
     try:
         for batch in batches(loader):
+            scores = torch.empty(0)
             if len(batch.indices):
-                scores.append(score_views(model, batch.views, mean, std, precision))
-                labels.append(batch.labels)
-                indices.append(batch.indices)
-            unreadable += batch.unreadable
+                scores = score_views(model, batch.views, mean, std, precision)
+            found.append(Scores(scores, batch.labels, batch.indices, batch.unreadable))
             done += len(batch.indices) + len(batch.unreadable)
-            on_progress(Progress(task, done, total))
+            # Every process has done about as many.
+            on_progress(Progress(task, min(done * world.size, total), total))
     finally:
         model.train(was_training)
-    if not scores:
-        raise DataError("not one video can be read", why=unreadable[0].reason)
-    return Scores(torch.cat(scores), torch.cat(labels), torch.cat(indices), tuple(unreadable))
+    everything = _in_order([part for share in world.gather(found) for part in share])
+    seen = [*everything.indices.tolist(), *(video.index for video in everything.unreadable)]
+    assert sorted(seen) == list(range(total)), "shares that are not the data set, each video once"
+    if not len(everything.indices):
+        raise DataError("not one video can be read", why=everything.unreadable[0].reason)
+    return everything
+
+
+def _in_order(parts: Sequence[Scores]) -> Scores:
+    """Join scores of batches, whichever process they come from, in manifest order."""
+    unreadable = sorted((v for part in parts for v in part.unreadable), key=lambda v: v.index)
+    parts = [part for part in parts if len(part.indices)]
+    if not parts:
+        nothing = torch.empty(0, dtype=torch.int64)
+        return Scores(torch.empty(0, 0), nothing, nothing, tuple(unreadable))
+    indices, order = torch.cat([part.indices for part in parts]).sort()
+    scores = torch.cat([part.scores for part in parts])[order]
+    labels = torch.cat([part.labels for part in parts])[order]
+    return Scores(scores, labels, indices, tuple(unreadable))
 
 
 @dataclass(frozen=True)
@@ -145,6 +195,7 @@ class Metrics:
             where there are at most five classes.
         mean_class: mean over the classes that occur of their top-1.
         loss: mean negative log of the score given to the label, over the videos that could be read.
+        ece: expected calibration error in percent, 15 bins, over the videos that could be read.
         videos: all of the manifest, the denominator of every accuracy.
         per_class: top-1 by class index; None for classes that do not occur.
         per_class_videos: videos by class index.
@@ -155,6 +206,7 @@ class Metrics:
     top5: float
     mean_class: float
     loss: float
+    ece: float
     videos: int
     per_class: list[float | None]
     per_class_videos: list[int]
@@ -167,7 +219,13 @@ class Metrics:
             "top5": self.top5,
             "mean_class": self.mean_class,
             "loss": self.loss,
+            "ece": self.ece,
         }
+
+    def interval(self, accuracy: float) -> tuple[float, float]:
+        """Wilson's 95 % interval in percent of ``top1`` or ``top5``."""
+        low, high = wilson_interval(round(accuracy / 100 * self.videos), self.videos)
+        return 100 * low, 100 * high
 
 
 def compute_metrics(found: Scores, manifest: Manifest) -> Metrics:
@@ -181,8 +239,9 @@ def metrics_of(scores: Tensor, labels: Tensor, missed: Sequence[int] = ()) -> Me
     videos, which have no score.
     """
     classes = scores.shape[1]
-    correct = scores.argmax(dim=1) == labels
-    top5 = (scores.topk(min(5, classes), dim=1).indices == labels[:, None]).any(dim=1)
+    place = ranks(scores, labels)
+    correct = place == 1
+    top5 = place <= min(5, classes)
     everything = torch.cat([labels, torch.tensor(missed, dtype=labels.dtype)])
     counts = torch.bincount(everything, minlength=classes)
     hits = torch.bincount(labels[correct], minlength=classes)
@@ -196,8 +255,44 @@ def metrics_of(scores: Tensor, labels: Tensor, missed: Sequence[int] = ()) -> Me
         top5=100.0 * top5.sum().item() / len(everything),
         mean_class=sum(occurring) / len(occurring),
         loss=-own_score.log().mean().item(),
+        ece=_calibration_error(scores, correct),
         videos=len(everything),
         unreadable=len(missed),
         per_class=per_class,
         per_class_videos=counts.tolist(),
     )
+
+
+def _calibration_error(scores: Tensor, correct: Tensor) -> float:
+    confidence = scores.amax(dim=1)
+    if not bool(confidence.isfinite().all()):
+        return math.nan
+    return 100 * expected_calibration_error(confidence, correct)
+
+
+def ranks(scores: Tensor, labels: Tensor) -> Tensor:
+    """Place of each label among the classes, best first, from 1 on: ``[N, classes], [N] -> int64 [N]``.
+
+    Of equal scores the lower class comes first. Where a score is not a number the label comes after
+    all classes: nothing has been predicted.
+    """
+    own = scores.gather(1, labels[:, None])
+    before = torch.arange(scores.shape[1]) < labels[:, None]
+    place = 1 + ((scores > own) | ((scores == own) & before)).sum(dim=1)
+    return torch.where(scores.isnan().any(dim=1), scores.shape[1] + 1, place)
+
+
+def confusion_matrix(scores: Tensor, labels: Tensor) -> Tensor:
+    """How many videos of each class (rows) are predicted as each class (columns).
+
+    Args:
+        scores: ``[N, classes]``; rows that are not numbers predict nothing and are left out.
+        labels: int64 ``[N]``.
+
+    Returns:
+        int64 ``[classes, classes]``.
+    """
+    classes = scores.shape[1]
+    known = ~scores.isnan().any(dim=1)
+    pairs = labels[known] * classes + scores[known].argmax(dim=1)
+    return torch.bincount(pairs, minlength=classes**2).unflatten(0, (classes, classes))

@@ -1,4 +1,4 @@
-"""Small file operations that leave nothing half-written, and which files look like videos."""
+"""Small file operations that leave nothing half-written, and which files look like videos or images."""
 
 from __future__ import annotations
 
@@ -9,13 +9,23 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-__all__ = ["VIDEO_SUFFIXES", "remove_leftovers", "write_atomic", "write_text_atomic"]
+__all__ = [
+    "IMAGE_SUFFIXES",
+    "VIDEO_SUFFIXES",
+    "remove_leftovers",
+    "write_atomic",
+    "write_text_atomic",
+]
 
 _FULL_DISK_BYTES = 2**20
 
 VIDEO_SUFFIXES = frozenset(
     {".3gp", ".avi", ".flv", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ogv"}
     | {".ts", ".webm", ".wmv"}
+)
+# Those of torchvision's ImageFolder.
+IMAGE_SUFFIXES = frozenset(
+    {".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 )
 
 

@@ -13,14 +13,22 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args, get_origin
+from typing import Any, Literal, get_args, get_origin
 
 import tomli_w
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, Field, ValidationError, model_validator
 
-from ogreg_core.data.rand_augment import parse_rand_augment
 from ogreg_core.errors import UsageError
-from ogreg_core.models.registry import check_options, find_model, nearest
+from ogreg_core.models.registry import check_options, nearest
+from ogreg_core.recipe_tables import (
+    AugmentTable,
+    DataTable,
+    EvalTable,
+    InitTable,
+    ModelTable,
+    Table,
+    TrainTable,
+)
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -28,195 +36,6 @@ else:
     import tomli as tomllib  # type: ignore[import-not-found,unused-ignore]
 
 __all__ = ["LoadedRecipe", "Recipe", "builtin_recipes", "load_recipe", "parse_model_options"]
-
-
-class Table(BaseModel):
-    """Base of all recipe tables: frozen, no unknown keys, no silent conversions from strings."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
-
-
-def _refuse_idle(table: BaseModel, names: Sequence[str], when: str) -> None:
-    """Refuse keys that were changed and would do nothing."""
-    for name in names:
-        if getattr(table, name) != type(table).model_fields[name].default:
-            raise ValueError(f"{name} has no effect {when}")
-
-
-Positive = Annotated[int, Field(gt=0)]
-Share = Annotated[float, Field(ge=0, le=1)]
-Rate = Annotated[float, Field(ge=0, lt=1)]
-
-
-class DataTable(Table):
-    """Which videos, and how a clip is taken from one."""
-
-    dataset: str = Field(
-        "", description="name that `ogreg prepare` remembers; `demo` is rendered when missing"
-    )
-    root: str = Field(
-        "", description="folder of the prepared data set; empty: where `ogreg prepare` put it"
-    )
-    train_split: str = Field("train", description="split to learn from")
-    val_split: str = Field("val", description="split to validate on")
-    sampling: Literal["dense", "uniform"] = Field(
-        "uniform", description="consecutive frames, or whole video in segments"
-    )
-    frames: Positive = Field(16, description="frames per clip")
-    stride: Positive = Field(1, description="distance between frames, dense sampling only")
-    fps: Annotated[float, Field(ge=0)] = Field(
-        0.0,
-        description="rate at which the stride counts, e.g. 30, whatever a file's; 0: its own",
-    )
-    short: Literal["loop", "clamp"] = Field(
-        "loop", description="dense clips at the end of a short video: begin again, or hold"
-    )
-    size: Annotated[int, Field(ge=32)] = Field(224, description="side of the square crop, pixels")
-    short_side: Annotated[int, Field(ge=32)] = Field(
-        256, description="short side before test crops, pixels"
-    )
-
-    @model_validator(mode="after")
-    def _crop_fits(self) -> DataTable:
-        if self.short_side < self.size:
-            raise ValueError(f"short_side {self.short_side} is smaller than size {self.size}")
-        if self.sampling == "uniform":
-            _refuse_idle(self, ("stride", "fps", "short"), 'with sampling = "uniform"')
-        return self
-
-
-class AugmentTable(Table):
-    """Random changes to training clips; the same for all frames of a clip."""
-
-    short_side: Annotated[list[int], Field(min_length=2, max_length=2)] = Field(
-        [0, 0], description="short side before cropping, lowest and highest; 0, 0: as stored"
-    )
-    inverse: bool = Field(
-        False, description="draw the reciprocal of the short side evenly (PySlowFast on SSv2)"
-    )
-    crop: Literal["resized", "random"] = Field(
-        "resized", description="a random share scaled to size, or size pixels cut out anywhere"
-    )
-    scale: Annotated[list[Share], Field(min_length=2, max_length=2)] = Field(
-        [0.08, 1.0], description="share of the area a random crop keeps"
-    )
-    ratio: Annotated[list[float], Field(min_length=2, max_length=2)] = Field(
-        [0.75, 4 / 3], description="aspect ratio of a random crop"
-    )
-    flip: Literal["none", "random", "skip", "swap"] = Field(
-        "none",
-        description="left-right flip of half the clips; skip: not of mirror classes; swap: with their label",
-    )
-    color_jitter: Annotated[float, Field(ge=0)] = Field(
-        0.0, description="brightness, contrast, saturation strength"
-    )
-    hue: Annotated[float, Field(ge=0, le=0.5)] = Field(0.0, description="hue strength")
-    color_probability: Share = Field(1.0, description="share of clips that get these changes")
-    grayscale: Share = Field(0.0, description="share of clips without colours")
-    rand_augment: str = Field(
-        "", description="e.g. rand-m7-n4-mstd0.5-inc1 (timm) or torchvision-n2-m9"
-    )
-    erasing: Share = Field(0.0, description="share of clips with a rectangle of noise")
-    mixup: Annotated[float, Field(ge=0)] = Field(0.0, description="alpha of mixup; 0: off")
-    cutmix: Annotated[float, Field(ge=0)] = Field(0.0, description="alpha of cutmix; 0: off")
-    mix_probability: Share = Field(1.0, description="share of batches that are mixed")
-    mix_switch: Share = Field(0.5, description="share of cutmix among them if both are on")
-    repeats: Positive = Field(
-        1, description="views of each decoded clip; a step sees batch_size x repeats"
-    )
-
-    @model_validator(mode="after")
-    def _ordered(self) -> AugmentTable:
-        for name in ("scale", "ratio"):
-            low, high = getattr(self, name)
-            if not 0 < low <= high:
-                raise ValueError(f"{name} must be [low, high] with 0 < low <= high")
-        low, high = self.short_side
-        if (low, high) != (0, 0) and not 32 <= low <= high:
-            raise ValueError("short_side must be [0, 0] or [low, high] with 32 <= low <= high")
-        if self.crop == "random" and low == 0:
-            raise ValueError('crop = "random" needs a short_side to cut from')
-        if self.inverse and low == high:
-            raise ValueError("inverse needs a short_side with a range")
-        parse_rand_augment(self.rand_augment)
-        if self.crop == "random":
-            _refuse_idle(self, ("scale", "ratio"), 'with crop = "random"')
-        if not self.color_jitter and not self.hue:
-            _refuse_idle(self, ("color_probability",), "without color_jitter or hue")
-        if not self.mixup and not self.cutmix:
-            _refuse_idle(self, ("mix_probability",), "without mixup or cutmix")
-        if not self.mixup or not self.cutmix:
-            _refuse_idle(self, ("mix_switch",), "unless mixup and cutmix are both on")
-        return self
-
-
-class ModelTable(Table):
-    """Which network."""
-
-    name: str = Field("ogreg-t", description="see `ogreg models`")
-    drop_path: Rate = Field(0.1, description="stochastic depth of the last block")
-    dropout: Rate = Field(0.0, description="before the classifier")
-    options: dict[str, Any] = Field({}, description='architecture choices, e.g. stem = "patch"')
-
-    @model_validator(mode="after")
-    def _exists(self) -> ModelTable:
-        try:
-            find_model(self.name)
-            check_options(self.name, self.options)
-        except UsageError as error:
-            raise ValueError(f"{error.what}; {error.why}") from None
-        return self
-
-
-class InitTable(Table):
-    """Starting weights."""
-
-    weights: str = Field(
-        "", description="file, or a torchvision name such as swin_t; empty: from scratch"
-    )
-
-
-class TrainTable(Table):
-    """Optimisation: AdamW, linear warm-up, cosine to `min_lr`."""
-
-    epochs: Positive = Field(30, description="passes over the training split")
-    batch_size: Positive = Field(
-        8, description="videos per optimiser step; it sees augment.repeats clips of each"
-    )
-    lr: Annotated[float, Field(gt=0)] = Field(1e-3, description="peak learning rate")
-    min_lr: Annotated[float, Field(ge=0)] = Field(0.0, description="learning rate at the end")
-    warmup_epochs: Annotated[float, Field(ge=0)] = Field(
-        2.5, description="linear rise from lr / 100"
-    )
-    weight_decay: Annotated[float, Field(ge=0)] = Field(
-        0.05, description="none on norms, biases, MDConv's a and b"
-    )
-    clip_grad: Annotated[float, Field(ge=0)] = Field(
-        5.0, description="largest gradient norm; 0: no clipping"
-    )
-    label_smoothing: Rate = Field(0.0, description="share of the target spread over all classes")
-    max_unreadable: Share = Field(
-        0.01, description="share of an epoch's videos that may fail before training stops"
-    )
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
-        "auto", description="auto: bf16 on CUDA devices that have it, fp32 elsewhere"
-    )
-
-    @model_validator(mode="after")
-    def _schedule_fits(self) -> TrainTable:
-        if self.min_lr > self.lr:
-            raise ValueError(f"min_lr {self.min_lr:g} is above lr {self.lr:g}")
-        return self
-
-
-class EvalTable(Table):
-    """Test protocol, during training and for `ogreg eval`."""
-
-    clips: Positive = Field(1, description="clips per video, spread over time")
-    crops: Literal[1, 3] = Field(1, description="crops per clip")
-    every: Positive = Field(
-        1, description="epochs between validations; the last epoch always validates"
-    )
 
 
 class Recipe(Table):
@@ -236,18 +55,32 @@ class Recipe(Table):
         if 0 < low < self.data.size:
             raise ValueError(f"augment.short_side {low} is smaller than data.size {self.data.size}")
         mixes = self.augment.mixup or self.augment.cutmix
-        if mixes and self.train.batch_size * self.augment.repeats == 1:
-            raise ValueError("mixup and cutmix need at least two clips in a step")
+        clips = self.train.batch_size // self.train.accumulate * self.augment.repeats
+        if mixes and clips == 1:
+            raise ValueError("mixup and cutmix need at least two clips in a micro-batch")
         return self
 
     def to_toml(self) -> str:
         """The recipe as a file that loads to the same recipe."""
         return tomli_w.dumps(self.model_dump())
 
+    def flat(self) -> dict[str, Any]:
+        """Every value by its dotted key; lists and model options as one value each."""
+        tables = self.model_dump()
+        flat = {"seed": tables.pop("seed")}
+        for table, values in tables.items():
+            flat |= {f"{table}.{key}": value for key, value in values.items()}
+        return flat
+
     @property
     def sha256(self) -> str:
         """Hash of the resolved content, independent of file layout."""
         return hashlib.sha256(self.to_toml().encode()).hexdigest()
+
+    @property
+    def experiment_sha256(self) -> str:
+        """The same without the seed: runs that agree in it are repetitions of one experiment."""
+        return self.model_copy(update={"seed": 0}).sha256
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from ogreg_core import __version__
 from ogreg_core.errors import CheckpointError, EnvironmentFault, UsageError
 from ogreg_core.files import write_text_atomic
 
-__all__ = ["RunFolder", "environment", "find_checkpoint"]
+__all__ = ["RunFolder", "environment", "find_checkpoint", "find_launched"]
 
 
 @dataclass(frozen=True)
@@ -131,12 +131,14 @@ class RunFolder:
         with open(self.path / "metrics.jsonl", "a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
 
-    def drop_metrics_after(self, step: int) -> None:
-        """Forget records later than ``step``: a resumed run writes them again."""
+    def drop_metrics_after(self, step: int, epoch: int) -> None:
+        """Forget steps later than ``step`` and validations later than ``epoch``: a resumed run
+        writes them again.
+        """
         path = self.path / "metrics.jsonl"
         if path.exists():
             lines = path.read_text(encoding="utf-8").splitlines()
-            kept = [line for line in lines if _step_of(line) <= step]
+            kept = [line for line in lines if _is_before(line, step, epoch)]
             write_text_atomic(path, "".join(f"{line}\n" for line in kept))
 
     def open_log(self) -> logging.Handler:
@@ -152,12 +154,36 @@ class RunFolder:
         return handler
 
 
-def _step_of(line: str) -> int:
+def _is_before(line: str, step: int, epoch: int) -> bool:
     try:
-        return int(json.loads(line)["step"])
-    except (json.JSONDecodeError, KeyError):
+        record = json.loads(line)
+        return bool(
+            record["step"] <= step and (record["kind"] != "val" or record["epoch"] <= epoch)
+        )
+    except (json.JSONDecodeError, KeyError, TypeError):
         # A line cut in half by a kill.
-        return sys.maxsize
+        return False
+
+
+def find_launched(
+    name: str, out: Path | None, launch: str, base: Path = Path("runs")
+) -> Path | None:
+    """The unfinished training run that a launcher began and now starts anew, if it has a state.
+
+    Args:
+        name: of the recipe.
+        out: the run folder, if it was given.
+        launch: what the launcher calls the job.
+        base: instead of ``runs``.
+    """
+    folders = [out] if out is not None else list((base / "train" / name).glob("[0-9]*"))
+    found = []
+    for folder in folders:
+        run = RunFolder(folder)
+        known = run.state.is_file() and (folder / "launch.json").is_file()
+        if known and run.read_json("launch.json")["id"] == launch:
+            found.append(folder)
+    return max(found, key=lambda folder: RunFolder(folder).state.stat().st_mtime, default=None)
 
 
 def find_checkpoint(path: str | Path) -> Path:

@@ -85,6 +85,18 @@ def decode_all(path: Path) -> np.ndarray:
         return np.stack([f.to_ndarray(format="rgb24") for f in container.decode(video=0)])
 
 
+# Overrides that bring the demo recipe down to seconds.
+TINY = [
+    "data.frames=4",
+    "data.size=32",
+    "data.short_side=32",
+    "train.batch_size=8",
+    "eval.every=1",
+    "train.warmup_epochs=0",
+    "model.options.strides=[2,1,1,1]",
+]
+
+
 @pytest.fixture(scope="session")
 def demo_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small demo data set: 3 training and 2 validation clips per class."""

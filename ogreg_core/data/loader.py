@@ -7,19 +7,19 @@ workers need no state.
 
 from __future__ import annotations
 
-import hashlib
 import os
-import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset
 
 from ogreg_core.data.manifest import Manifest, Row
 from ogreg_core.data.mixing import draw_erasing
+from ogreg_core.data.order import BatchOrder, sample_rng
 from ogreg_core.data.sampling import (
     ClipSampling,
     frame_numbers,
@@ -36,12 +36,13 @@ from ogreg_core.data.transforms import (
     scaled_size,
     test_crops,
 )
+from ogreg_core.data.watchdog import DEADLINE_SECONDS, Board, publish_to, reading, watched
+from ogreg_core.distributed import SINGLE, World
 from ogreg_core.errors import DataError, OgregError, VideoError
 from ogreg_core.video import VideoReader
 
 __all__ = [
     "ClipDataset",
-    "EpochSampler",
     "FrameControl",
     "TrainBatch",
     "Unreadable",
@@ -51,8 +52,6 @@ __all__ = [
     "batches",
     "load_views",
     "locate",
-    "sample_rng",
-    "step_rng",
     "test_loader",
     "train_loader",
 ]
@@ -61,23 +60,6 @@ FrameControl = Literal["none", "shuffled", "reversed", "middle"]
 
 # So many videos drawn at random fail only when something is wrong with the disk, not with a video.
 _REPLACEMENTS = 10
-
-
-def sample_rng(seed: int, epoch: int, index: int, *purpose: str | int) -> random.Random:
-    """A generator that depends on its arguments alone, also across Python versions and machines.
-
-    Each purpose has its own, so that switching one option on changes nothing that another draws.
-    """
-    key = ",".join(map(str, (seed, epoch, index, *purpose)))
-    digest = hashlib.sha256(key.encode()).digest()
-    return random.Random(int.from_bytes(digest[:8], "big"))
-
-
-def step_rng(seed: int, epoch: int, batch: int) -> random.Random:
-    """The generator of what is drawn for a whole batch: a function of its place in the training, so
-    that resuming draws what not stopping would have drawn.
-    """
-    return sample_rng(seed, epoch, batch, "step")
 
 
 @dataclass(frozen=True)
@@ -167,13 +149,14 @@ class ClipDataset(Dataset[TrainBatch]):
         places = [index, *(others.randrange(len(self)) for _ in range(_REPLACEMENTS))]
         failed: list[Unreadable] = []
         for number in places:
-            try:
-                frames = self._read(epoch, index, number)
-            except VideoError as error:
-                failed.append(Unreadable(number, self.manifest.rows[number].path, str(error)))
-                continue
-            # Others that failed as replacements are counted when it is their turn.
-            return self._views(frames, number, key, tuple(failed[:1]))
+            with reading(number):
+                try:
+                    frames = self._read(epoch, index, number)
+                except VideoError as error:
+                    failed.append(Unreadable(number, self.manifest.rows[number].path, str(error)))
+                    continue
+                # Others that failed as replacements are counted when it is their turn.
+                return self._views(frames, number, key, tuple(failed[:1]))
         raise DataError(
             f"{len(failed)} videos, drawn at random, cannot be read",
             where=f"{self.manifest.root}: {failed[0].path} and others",
@@ -292,7 +275,8 @@ class ViewDataset(Dataset[ViewBatch]):
     def __getitem__(self, index: int) -> ViewBatch:
         row = self.manifest.rows[index]
         try:
-            views = load_views(self.manifest, row, self.views, seed=index)[None]
+            with reading(index):
+                views = load_views(self.manifest, row, self.views, seed=index)[None]
         except VideoError as error:
             nothing = torch.empty(0, dtype=torch.int64)
             failed = Unreadable(index, row.path, str(error))
@@ -300,32 +284,9 @@ class ViewDataset(Dataset[ViewBatch]):
         return ViewBatch(views, torch.tensor([row.label]), torch.tensor([index]), ())
 
 
-class EpochSampler(Sampler[tuple[int, int]]):
-    """A seeded permutation per epoch, as (epoch, index), from any position on.
-
-    Args:
-        length: number of samples.
-        seed: of the permutations.
-    """
-
-    def __init__(self, length: int, seed: int) -> None:
-        self.length = length
-        self.seed = seed
-        self.epoch = 0
-        self.start = 0
-
-    def set_position(self, epoch: int, start: int = 0) -> None:
-        """Continue at sample ``start`` of ``epoch``."""
-        self.epoch = epoch
-        self.start = start
-
-    def __iter__(self) -> Iterator[tuple[int, int]]:
-        order = list(range(self.length))
-        sample_rng(self.seed, self.epoch, -1).shuffle(order)
-        return iter([(self.epoch, index) for index in order[self.start :]])
-
-    def __len__(self) -> int:
-        return max(self.length - self.start, 0)
+def _start_worker(board: Board, worker: int) -> None:
+    _quiet_worker(worker)
+    publish_to(board, worker)
 
 
 def _quiet_worker(_worker: int) -> None:
@@ -348,8 +309,9 @@ def _quiet_worker(_worker: int) -> None:
 class _Guarded(Dataset[Any]):
     """Hands errors over as values: torch would turn them into text on the way out of a worker."""
 
-    def __init__(self, dataset: ClipDataset | ViewDataset) -> None:
+    def __init__(self, dataset: ClipDataset | ViewDataset, board: Board | None) -> None:
         self.dataset = dataset
+        self.board = board
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -359,6 +321,11 @@ class _Guarded(Dataset[Any]):
             return self.dataset[key]
         except OgregError as error:
             return error
+
+    def file(self, row: int) -> str:
+        """Where the video of a manifest row lies."""
+        manifest = self.dataset.manifest
+        return str(manifest.video(manifest.rows[row]))
 
 
 def _collate(items: list[Any]) -> Any:
@@ -378,22 +345,27 @@ def batches(loader: DataLoader[Any]) -> Iterator[Any]:
 
     Raises:
         DataError: too many videos cannot be read; raised in the calling process with all its fields.
+        LostFile: a file made its worker crash or hang; all workers have been ended.
+        LostWorker: a worker was ended from outside.
     """
-    for batch in loader:
+    guarded = loader.dataset
+    assert isinstance(guarded, _Guarded)
+    passed = watched(loader, guarded.board, guarded.file) if guarded.board else loader
+    for batch in passed:
         if isinstance(batch, OgregError):
             raise batch
         yield batch
 
 
 def _loader(
-    dataset: ClipDataset | ViewDataset, batch_size: int, workers: int, **options: Any
+    dataset: ClipDataset | ViewDataset, workers: int, deadline: float, **options: Any
 ) -> DataLoader[Any]:
+    board = Board(workers, deadline) if workers else None
     return DataLoader(
-        _Guarded(dataset),
+        _Guarded(dataset, board),
         collate_fn=_collate,
-        batch_size=batch_size,
         num_workers=workers,
-        worker_init_fn=_quiet_worker,
+        worker_init_fn=partial(_start_worker, board) if board else None,
         # Without one of its own, each pass would draw from the global generator and break resuming.
         generator=torch.Generator(),
         persistent_workers=workers > 0,
@@ -403,16 +375,32 @@ def _loader(
 
 
 def train_loader(
-    dataset: ClipDataset, sampler: EpochSampler, batch_size: int, workers: int
+    dataset: ClipDataset, order: BatchOrder, workers: int, *, deadline: float = DEADLINE_SECONDS
 ) -> DataLoader[Any]:
-    """Batches of ``batch_size`` videos; a last short batch is dropped."""
-    drop_last = len(dataset) >= batch_size
-    return _loader(dataset, batch_size, workers, sampler=sampler, drop_last=drop_last)
+    """This process's micro-batches in the given order; read them with :func:`batches`.
+
+    Args:
+        dataset, order: what to load, and when.
+        workers: processes; 0 loads in this one, without protection from files that crash or hang.
+        deadline: seconds that a worker may sit on one file while a batch is waited for; 0: for
+            ever.
+    """
+    return _loader(dataset, workers, deadline, batch_sampler=order)
 
 
-def test_loader(dataset: ViewDataset, batch_size: int, workers: int) -> DataLoader[Any]:
-    """Batches of ``batch_size`` videos in manifest order."""
-    return _loader(dataset, batch_size, workers, shuffle=False)
+def test_loader(
+    dataset: ViewDataset,
+    batch_size: int,
+    workers: int,
+    world: World = SINGLE,
+    *,
+    deadline: float = DEADLINE_SECONDS,
+) -> DataLoader[Any]:
+    """Batches of ``batch_size`` videos in manifest order; of several processes each gets every
+    so-manieth video, none gets one twice. ``workers`` and ``deadline`` as for :func:`train_loader`.
+    """
+    own = range(world.rank, len(dataset), world.size)
+    return _loader(dataset, workers, deadline, batch_size=batch_size, sampler=own)
 
 
 test_loader.__test__ = False  # type: ignore[attr-defined]  # pytest would collect it by its name

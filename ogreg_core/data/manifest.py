@@ -55,7 +55,7 @@ class Row:
         fps: mean frames per second.
         duration: seconds.
         width, height: pixels as displayed.
-        decoder: ``decord`` or ``pyav``, whichever reads the file exactly.
+        decoder: ``decord`` or ``pyav``, whichever reads the file exactly; ``image`` for an image.
         variable_rate: whether frame times are uneven, so that they must be looked up in the file.
         rotation: degrees counter-clockwise that the container asks for.
         codec: FFmpeg's name.

@@ -27,6 +27,7 @@ class DatasetEntry:
         fixed: arguments that this name stands for.
         options: arguments that a user may give, with their defaults.
         annotated: whether it has annotation files.
+        images: whether it holds images instead of videos.
         recipe: recipe to go on with.
     """
 
@@ -35,6 +36,7 @@ class DatasetEntry:
     fixed: Mapping[str, Any] = field(default_factory=dict)
     options: Mapping[str, Any] = field(default_factory=dict)
     annotated: bool = True
+    images: bool = False
 
 
 _KINETICS = "ogreg_core.datasets.kinetics:list_kinetics"
@@ -60,6 +62,19 @@ CATALOGUE: dict[str, DatasetEntry] = {
         "ogreg_core.datasets.lists:list_lists",
         "folder",
         options={"name": None, "allow_outside": False},
+    ),
+    "imagenet1k": DatasetEntry(
+        "ogreg_core.datasets.imagefolder:list_imagenet1k",
+        "imagenet1k",
+        annotated=False,
+        images=True,
+    ),
+    "imagefolder": DatasetEntry(
+        "ogreg_core.datasets.imagefolder:list_imagefolder",
+        "imagenet1k",
+        options={"name": None, "val_share": 0.2, "seed": 0},
+        annotated=False,
+        images=True,
     ),
 }
 
@@ -97,7 +112,7 @@ def list_dataset(
     listing: Listing = (
         factory(root, annotations, **arguments) if entry.annotated else factory(root, **arguments)
     )
-    official = set(CATALOGUE) - {"folder", "list"}
+    official = {name for name, known in CATALOGUE.items() if "name" not in known.options}
     if "name" in entry.options and listing.dataset in official:
         raise UsageError(
             f"the name {listing.dataset} belongs to the official data set",

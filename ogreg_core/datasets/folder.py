@@ -1,4 +1,4 @@
-"""Any collection of videos in class folders: ``ROOT/<split>/<class>/<file>`` or
+"""Any collection of videos, or of images, in class folders: ``ROOT/<split>/<class>/<file>`` or
 ``ROOT/<class>/<file>``.
 """
 
@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import random
 from collections import defaultdict
+from collections.abc import Collection
 from pathlib import Path
 
 from ogreg_core.datasets.journal import owner
@@ -17,9 +18,11 @@ from ogreg_core.datasets.listing import (
     is_text,
     walk_videos,
 )
+from ogreg_core.datasets.place import OUTPUTS
 from ogreg_core.errors import DataError
+from ogreg_core.files import VIDEO_SUFFIXES
 
-__all__ = ["list_folder"]
+__all__ = ["list_class_folders", "list_folder"]
 
 _SPLITS = {
     "train": "train",
@@ -34,10 +37,27 @@ _SPLITS = {
 def list_folder(
     root: Path, *, name: str | None = None, val_share: float = 0.2, seed: int = 0
 ) -> Listing:
-    """List a class-folder data set.
+    """List a class-folder data set of videos; see :func:`list_class_folders`."""
+    return list_class_folders(
+        root, VIDEO_SUFFIXES, "videos", name=name, val_share=val_share, seed=seed
+    )
+
+
+def list_class_folders(
+    root: Path,
+    suffixes: Collection[str],
+    kind: str,
+    *,
+    name: str | None = None,
+    val_share: float = 0.2,
+    seed: int = 0,
+) -> Listing:
+    """List a class-folder data set. Classes are in the order of their names, as in torchvision.
 
     Args:
         root: folder that holds split folders (train, val, test) or class folders.
+        suffixes: endings of the files that count.
+        kind: what they are, for messages: ``videos`` or ``images``.
         name: data set name to remember; default: the folder's name.
         val_share: share of each class that becomes the ``val`` split where there are no split
             folders.
@@ -47,8 +67,8 @@ def list_folder(
         DataError: no such folder, or fewer than two classes.
     """
     if not root.is_dir():
-        raise DataError(f"{root} is not a folder", fix="ogreg prepare folder PATH_TO_YOUR_VIDEOS")
-    everything = list(walk_videos(root))
+        raise DataError(f"{root} is not a folder", fix=f"check the path of your {kind}")
+    everything = [path for path in walk_videos(root, suffixes) if not _is_output(root, path)]
     files = [path for path in everything if is_text(path)]
     odd = [path for path in everything if not is_text(path)]
     folders = sorted(path.name for path in root.iterdir() if _is_visible_folder(path))
@@ -59,8 +79,8 @@ def list_folder(
     labels = sorted({label for _, label in learnt})
     if len(labels) < 2:
         raise DataError(
-            f"{root} holds {len(labels)} classes of training videos; at least two are needed",
-            why="expected ROOT/<class>/<video> or ROOT/<split>/<class>/<video>",
+            f"{root} holds {len(labels)} classes of training {kind}; at least two are needed",
+            why="expected ROOT/<class>/<file> or ROOT/<split>/<class>/<file>",
         )
     if broken := [label for label in labels if "\n" in label]:
         raise DataError(f"the class folder {broken[0]!r} has a line break in its name")
@@ -73,7 +93,7 @@ def list_folder(
     ]
     used = {entry.path for entry in entries}
     unknown = sorted({label for rows in found.values() for _, label in rows if label not in index})
-    notes = [f"class {label!r} has no training videos and is left out" for label in unknown]
+    notes = [f"class {label!r} has no training {kind} and is left out" for label in unknown]
     notes += [f"class folder {path!r} is empty" for path in _empty(root, folders, splits, files)]
     annotated: dict[str, int] = defaultdict(int)
     for entry in entries:
@@ -103,6 +123,11 @@ def _is_visible_folder(path: Path) -> bool:
         and not (path / RESIZED_MARKER).exists()
         and owner(path) is None
     )
+
+
+def _is_output(root: Path, path: str) -> bool:
+    """A picture that ``prepare`` has put beside its manifest."""
+    return path.rpartition("/")[2] in OUTPUTS and owner((root / path).parent) is not None
 
 
 def _split_folders(root: Path, folders: list[str]) -> dict[str, str]:

@@ -10,7 +10,7 @@ import csv
 import io
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -101,19 +101,25 @@ class Listing:
     options: dict[str, Any] = field(default_factory=dict)
 
 
-def walk_videos(root: Path) -> Iterator[str]:
+def walk_videos(root: Path, suffixes: Collection[str] = VIDEO_SUFFIXES) -> Iterator[str]:
     """Paths of video files below ``root``, relative to it with forward slashes, in sorted order.
 
     Links to files and folders are followed, each real folder once; hidden files and folders,
     ``lost+found`` and copies made by ``prepare --resize`` are passed over.
 
+    Args:
+        root: where to look.
+        suffixes: endings in small letters, by which files are told.
+
     Raises:
         DataError: a folder cannot be read.
     """
-    yield from _walk(str(root), "", set())
+    yield from _walk(str(root), "", suffixes, set())
 
 
-def _walk(folder: str, prefix: str, seen: set[tuple[int, int]]) -> Iterator[str]:
+def _walk(
+    folder: str, prefix: str, suffixes: Collection[str], seen: set[tuple[int, int]]
+) -> Iterator[str]:
     status = os.stat(folder)
     identity = (status.st_dev, status.st_ino)
     if identity in seen or os.path.exists(os.path.join(folder, RESIZED_MARKER)):
@@ -133,8 +139,8 @@ def _walk(folder: str, prefix: str, seen: set[tuple[int, int]]) -> Iterator[str]
             continue
         # Not entry.is_dir, which fails on a link that leads to itself.
         if os.path.isdir(entry.path):
-            yield from _walk(entry.path, f"{prefix}{entry.name}/", seen)
-        elif os.path.splitext(entry.name)[1].lower() in VIDEO_SUFFIXES:
+            yield from _walk(entry.path, f"{prefix}{entry.name}/", suffixes, seen)
+        elif os.path.splitext(entry.name)[1].lower() in suffixes:
             yield f"{prefix}{entry.name}"
 
 

@@ -23,28 +23,37 @@ _COMMON_SIZES = 8
 def save_overview(
     path: Path, dataset: str, labels: Sequence[str], splits: Mapping[str, Sequence[Row]]
 ) -> None:
-    """Write a PNG: class histogram by split, durations, frame rates and picture sizes."""
+    """Write a PNG: class histogram by split, durations, frame rates and picture sizes; of images no
+    durations and rates.
+    """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(12, 7.5), layout="constrained")
     FigureCanvasAgg(figure)
     grid = figure.add_gridspec(2, 3)
-    _classes(figure.add_subplot(grid[0, :]), labels, splits)
     rows = [row for found in splits.values() for row in found]
-    _durations(figure.add_subplot(grid[1, 0]), rows)
-    _rates(figure.add_subplot(grid[1, 1]), rows)
-    _sizes(figure.add_subplot(grid[1, 2]), rows)
+    images = all(row.decoder == "image" for row in rows)
+    kind = "images" if images else "videos"
+    _classes(figure.add_subplot(grid[0, :]), labels, splits, kind)
+    if images:
+        _sizes(figure.add_subplot(grid[1, :], ylabel=kind), rows)
+    else:
+        _durations(figure.add_subplot(grid[1, 0], ylabel=kind), rows)
+        _rates(figure.add_subplot(grid[1, 1]), rows)
+        _sizes(figure.add_subplot(grid[1, 2]), rows)
     counts = ", ".join(f"{split} {len(found):,}" for split, found in splits.items())
     # A dollar sign in a name would begin a formula.
-    figure.suptitle(f"{dataset}: {len(labels)} classes; {counts} videos", parse_math=False)
+    figure.suptitle(f"{dataset}: {len(labels)} classes; {counts} {kind}", parse_math=False)
     with warnings.catch_warnings():
         # Signs that the font lacks become boxes; no reason to talk to the user.
         warnings.filterwarnings("ignore", "Glyph .* missing")
         write_atomic(path, lambda temporary: figure.savefig(temporary, format="png", dpi=100))
 
 
-def _classes(axes: Any, labels: Sequence[str], splits: Mapping[str, Sequence[Row]]) -> None:
+def _classes(
+    axes: Any, labels: Sequence[str], splits: Mapping[str, Sequence[Row]], kind: str
+) -> None:
     counts = {
         split: np.bincount(
             [row.label for row in rows if row.label != UNLABELLED], minlength=len(labels)
@@ -60,7 +69,7 @@ def _classes(axes: Any, labels: Sequence[str], splits: Mapping[str, Sequence[Row
         width = 0.9 if few else 1.0  # gaps between many thin bars would make a pattern
         axes.bar(np.arange(len(labels)), count[order], bottom=bottom, width=width, label=split)
         bottom = bottom + count[order]
-    axes.set_ylabel("videos")
+    axes.set_ylabel(kind)
     axes.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=len(counts), frameon=False)
     axes.margins(x=0.01)
     _whole_numbers(axes)
@@ -89,7 +98,6 @@ def _durations(axes: Any, rows: Sequence[Row]) -> None:
     seconds = np.array([row.duration for row in rows])
     axes.hist(seconds, bins=40, color="tab:grey")
     axes.set_xlabel(f"duration, seconds (median {np.median(seconds):.1f})")
-    axes.set_ylabel("videos")
     _whole_numbers(axes)
 
 

@@ -49,6 +49,7 @@ REASONS = {
     "name": "the file name is not valid UTF-8",
     "empty": "0 bytes",
     "not-a-video": "not a video file",
+    "not-an-image": "not an image file",
     "no-video-stream": "no pictures in the file",
     "unsupported-codec": "no decoder for it",
     "truncated": "cut off",

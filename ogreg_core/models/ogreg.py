@@ -386,7 +386,9 @@ class OGReG(nn.Module):
         dims = [stage.dim for stage in config.stages]
         self.stem = ConvStem(dims[0]) if config.stem == "conv" else PatchStem(dims[0])
         rates = iter(
-            torch.linspace(0, drop_path, sum(stage.depth for stage in config.stages)).tolist()
+            torch.linspace(
+                0, drop_path, sum(stage.depth for stage in config.stages), device="cpu"
+            ).tolist()
         )
         self.stages = nn.ModuleList(
             nn.Sequential(*(Block(stage, config, next(rates)) for _ in range(stage.depth)))
@@ -448,6 +450,21 @@ class OGReG(nn.Module):
         offset.
         """
         return {name for name, parameter in self.named_parameters() if parameter.ndim <= 1}
+
+    def layers(self) -> list[list[str]]:
+        """Stem, every block (the first of a stage with the merging before it), classifier."""
+        layers = [["stem"]]
+        for s, stage in enumerate(self.config.stages):
+            blocks = [[f"stages.{s}.{b}"] for b in range(stage.depth)]
+            if s:
+                blocks[0].append(f"merges.{s - 1}")
+            layers += blocks
+        layers[-1].append("norm")
+        return [*layers, ["head"]]
+
+    def stage_blocks(self) -> list[list[nn.Module]]:
+        """The blocks of each stage."""
+        return [list(stage.children()) for stage in self.stages]
 
 
 def _block_maps(block: Block, y: Tensor) -> BlockMaps:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
-from torch import Tensor
+from torch import Tensor, nn
 
 __all__ = ["BlockMaps", "VideoModel"]
 
@@ -45,4 +45,14 @@ class VideoModel(Protocol):
 
     def no_weight_decay(self) -> set[str]:
         """Names of parameters that weight decay must leave alone."""
+        ...
+
+    def layers(self) -> list[list[str]]:
+        """Names or prefixes of the parameters of each layer, from the input on; the classifier is
+        the last.
+        """
+        ...
+
+    def stage_blocks(self) -> list[list[nn.Module]]:
+        """The blocks of each stage, the units whose activations can be recomputed."""
         ...

@@ -2,14 +2,24 @@
 
 Two-dimensional patch embeddings are inflated (repeated over the temporal taps and divided by their
 number: Carreira and Zisserman 2017), so that a still clip gives what the image gave.
+
+Names are known of torchvision's ``swin_*`` and ``swin3d_*``; of the checkpoints of Swin
+(github.com/microsoft/Swin-Transformer), Video-Swin (github.com/SwinTransformer/Video-Swin-Transformer)
+and timm, whose three spellings differ in prefixes and in the place of the mergings. All of them order the
+channels of a merging, the query, key and value, and the MLP alike.
 """
 
 from __future__ import annotations
 
+import pickle
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+import shlex
+import warnings
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +27,8 @@ from torch import Tensor, nn
 from ogreg_core.errors import CheckpointError, UsageError
 
 __all__ = ["LoadReport", "initialise", "load_state_file", "load_torchvision", "map_swin"]
+
+_BLOCK = re.compile(r"(stages\.\d+)\.\d+\.")
 
 
 @dataclass(frozen=True)
@@ -27,9 +39,11 @@ class LoadReport:
         source: where the weights came from.
         taken: parameters copied as they were.
         inflated: parameters repeated over time.
-        missing: parameters of the model left at their initialisation.
+        missing: parameters of the model that the source does not have, left at their initialisation.
         unexpected: names of the source without a place in the model.
         mismatched: names present on both sides with different shapes, left at their initialisation.
+        other_classes: parameters of the classifier present on both sides, left at their
+            initialisation because class names differ or are not known.
     """
 
     source: str
@@ -38,32 +52,97 @@ class LoadReport:
     missing: list[str] = field(default_factory=list)
     unexpected: list[str] = field(default_factory=list)
     mismatched: list[str] = field(default_factory=list)
+    other_classes: list[str] = field(default_factory=list)
+
+    def as_dict(self) -> dict[str, Any]:
+        """The source, how many names each list has, and the lists: ready for JSON."""
+        content = asdict(self)
+        counts = {key: len(names) for key, names in content.items() if key != "source"}
+        return {"schema": "ogreg.init.v1", "source": self.source, "counts": counts, **content}
 
     def summary(self) -> str:
-        """One line for the terminal."""
-        return (
-            f"weights from {self.source}: {len(self.taken)} taken, {len(self.inflated)} inflated, "
-            f"{len(self.missing)} left at initialisation, {len(self.unexpected)} not used, "
-            f"{len(self.mismatched)} of another shape"
-        )
+        """One line for the terminal: counts, and by name what matters."""
+        placed = [*self.taken, *self.inflated]
+        left = _grouped(self.missing, placed)
+        left += [f"{group}, of another shape" for group in _grouped(self.mismatched, placed)]
+        left += [f"{group}, of other classes" for group in _grouped(self.other_classes, placed)]
+        parts = [f"{len(self.taken)} taken", f"{len(self.inflated)} inflated over time"]
+        parts.append(f"left at initialisation: {', '.join(left) or 'none'}")
+        if self.unexpected:
+            parts.append(f"not used: {', '.join(_grouped(self.unexpected, self.unexpected))}")
+        return f"weights from {self.source}: {'; '.join(parts)}"
+
+
+def _grouped(names: Iterable[str], placed: Collection[str]) -> list[str]:
+    """Names by the module they lie in: ``stages.*.gaze (24)``; blocks of which nothing
+    was placed as ``2 whole blocks of stages.2``.
+    """
+    begun = {match[0] for name in placed if (match := _BLOCK.match(name))}
+    blocks: dict[str, set[str]] = {}
+    groups: Counter[str] = Counter()
+    for name in names:
+        match = _BLOCK.match(name)
+        if match and match[0] not in begun:
+            blocks.setdefault(match[1], set()).add(match[0])
+        else:
+            group = re.sub(r"(\.\d+)+(?=\.|$)", ".*", name.rpartition(".")[0] or name)
+            groups[group.removesuffix(".*")] += 1
+    whole = [f"{len(found)} whole blocks of {stage}" for stage, found in blocks.items()]
+    return [*whole, *(f"{group} ({count})" for group, count in groups.items())]
 
 
 def map_swin(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Names of torchvision's ``swin_*`` and ``swin3d_*`` to those of OG-ReG; other names stay as
-    they are.
+    """Names of Swin in any of its spellings (see the top of this file) to those of OG-ReG; other
+    names stay as they are. Relative position tables have no place in OG-ReG.
 
-    In ``swin_*``, ``features`` alternates stages and mergings from index 1 on after the patch
-    embedding at 0; in ``swin3d_*`` it starts with the first stage. Relative position tables have no
-    place in OG-ReG and keep their name.
+    Raises:
+        CheckpointError: weights of Swin V2, whose blocks compute something else under the same names.
     """
-    offset = 1 if "features.0.0.weight" in state else 0
-    mapped: dict[str, Tensor] = {}
-    for name, tensor in state.items():
-        mapped[_swin_name(name, offset)] = tensor
-    return mapped
+    if any("cpb_mlp" in name or "logit_scale" in name for name in state):
+        raise CheckpointError(
+            "these are weights of Swin V2",
+            why="its attention and the place of its norms differ, so that they fit by name alone",
+            fix="choose weights of the first Swin or of Video-Swin",
+        )
+    plain = {name.removeprefix("backbone."): tensor for name, tensor in state.items()}
+    if any(name.startswith("layers.") for name in plain):
+        # timm puts a merging at the beginning of a stage, the others at the end of the one before.
+        first = 0 if "layers.0.downsample.reduction.weight" in plain else 1
+        return {_official_name(name, first): tensor for name, tensor in plain.items()}
+    offset = 1 if "features.0.0.weight" in plain else 0
+    return {_torchvision_name(name, offset): tensor for name, tensor in plain.items()}
 
 
-def _swin_name(name: str, offset: int) -> str:
+_OFFICIAL_STEMS = (
+    (r"patch_embed\.", "stem."),
+    (r"(head\.fc|cls_head\.fc_cls)\.", "head."),
+)
+_OFFICIAL_BLOCKS = {
+    "attn.qkv.": "glance.qkv.",
+    "attn.proj.": "proj.",
+    "mlp.fc1.": "mlp.0.",
+    "mlp.fc2.": "mlp.3.",
+}
+
+
+def _official_name(name: str, first: int) -> str:
+    """``first`` is the number of the ``layers`` that holds the first merging."""
+    if match := re.match(r"layers\.(\d+)\.downsample\.(.*)", name):
+        return f"merges.{int(match[1]) - first}.{match[2]}"
+    if match := re.match(r"layers\.(\d+)\.blocks\.(\d+)\.(.*)", name):
+        rest = match[3]
+        for old, new in _OFFICIAL_BLOCKS.items():
+            rest = rest.replace(old, new)
+        return f"stages.{match[1]}.{match[2]}.{rest}"
+    for old, new in _OFFICIAL_STEMS:
+        name = re.sub(f"^{old}", new, name)
+    return name
+
+
+def _torchvision_name(name: str, offset: int) -> str:
+    """In ``swin_*``, ``features`` alternates stages and mergings from index 1 on after the patch
+    embedding at 0 (``offset`` 1); in ``swin3d_*`` it starts with the first stage (0).
+    """
     for old, new in (
         (r"features\.0\.0\." if offset else r"patch_embed\.proj\.", "stem.proj."),
         (r"features\.0\.2\." if offset else r"patch_embed\.norm\.", "stem.norm."),
@@ -112,7 +191,7 @@ def initialise(
         if name not in own:
             report.unexpected.append(name)
         elif name.startswith(f"{head}.") and not same_classes:
-            report.mismatched.append(name)
+            report.other_classes.append(name)
         elif own[name].shape == tensor.shape:
             own[name] = tensor
             report.taken.append(name)
@@ -125,10 +204,9 @@ def initialise(
             report.inflated.append(name)
         else:
             report.mismatched.append(name)
-    placed = {*report.taken, *report.inflated, *report.mismatched}
+    placed = {*report.taken, *report.inflated, *report.mismatched, *report.other_classes}
     report.missing.extend(name for name in own if name not in placed)
-    weights = [name for name in [*report.taken, *report.inflated] if own[name].ndim > 1]
-    if not weights:
+    if not any(own[name].ndim > 1 for name in [*report.taken, *report.inflated]):
         raise CheckpointError(
             f"the weights in {source} fit none of the model's layers",
             why=f"{len(report.unexpected)} names are unknown, {len(report.mismatched)} have other shapes",
@@ -141,6 +219,9 @@ def initialise(
 def load_state_file(path: str | Path) -> dict[str, Tensor]:
     """A state dict from ``.safetensors``, or from ``.pth``/``.pt`` without running any code in it.
 
+    Looks into ``state_dict`` and ``model``, and takes the prefix ``module.`` off, which
+    DistributedDataParallel leaves.
+
     Raises:
         CheckpointError: missing, broken, or not a plain collection of tensors.
     """
@@ -152,21 +233,37 @@ def load_state_file(path: str | Path) -> dict[str, Tensor]:
             from safetensors.torch import load_file
 
             return load_file(path)
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # pickle, zip and safetensors each have their own family of errors
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about old pickle protocols
+            loaded = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise _not_only_tensors(path, error) from error
+    except Exception as error:  # zip and safetensors each have their own family of errors
         raise CheckpointError(
             f"{path} cannot be loaded as weights",
-            why=str(error).splitlines()[0],
-            fix="files with pickled objects are refused because loading them could run code; save a plain state_dict",
+            why=(str(error) or type(error).__name__).splitlines()[0],
+            fix="copy or download it again",
         ) from error
     for key in ("state_dict", "model"):
         if isinstance(loaded, dict) and isinstance(loaded.get(key), dict):
             loaded = loaded[key]
     if not isinstance(loaded, dict) or not all(
-        isinstance(value, Tensor) for value in loaded.values()
+        isinstance(name, str) and isinstance(value, Tensor) for name, value in loaded.items()
     ):
         raise CheckpointError(f"{path} holds no state_dict of tensors")
-    return loaded
+    return {name.removeprefix("module."): tensor for name, tensor in loaded.items()}
+
+
+def _not_only_tensors(path: Path, error: pickle.UnpicklingError) -> CheckpointError:
+    """Not in torch's own words, which recommend to switch the protection off."""
+    found = re.search(r"Unsupported global: GLOBAL (\S+)", str(error))
+    return CheckpointError(
+        f"{path} cannot be loaded as weights: loading it could run code",
+        why=f"it names {found[1]}, which is no tensor"
+        if found
+        else "it is no plain pickle of tensors",
+        fix="have its state_dict alone saved, best as .safetensors, by somebody who trusts the file",
+    )
 
 
 # torchvision's names whose weights start an OG-ReG of the same size.
@@ -179,7 +276,7 @@ def load_torchvision(name: str) -> tuple[dict[str, Tensor], list[str]]:
 
     Raises:
         UsageError: not one of ``TORCHVISION_SWIN``.
-        CheckpointError: neither cached nor downloadable.
+        CheckpointError: neither cached nor downloadable, or the cached file is broken.
     """
     if name not in TORCHVISION_SWIN:
         raise UsageError(
@@ -189,13 +286,20 @@ def load_torchvision(name: str) -> tuple[dict[str, Tensor], list[str]]:
     from torchvision.models import get_model_weights
 
     weights = get_model_weights(name).DEFAULT
+    classes = list(weights.meta["categories"])
+    cached = Path(torch.hub.get_dir()) / "checkpoints" / Path(weights.url).name
+    if cached.is_file():
+        return load_state_file(cached), classes
     try:
-        return weights.get_state_dict(progress=False, check_hash=True), list(
-            weights.meta["categories"]
-        )
+        # By default torch.hub would run what is pickled in the file.
+        state = weights.get_state_dict(progress=False, check_hash=True, weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise _not_only_tensors(cached, error) from error
     except (OSError, RuntimeError) as error:
         raise CheckpointError(
-            f"the weights {name} are neither cached nor reachable",
+            f"the weights {name} are neither at {cached} nor reachable",
             why=str(error),
-            fix="download them elsewhere and pass the file: init.weights=PATH",
+            fix=f"curl -L --create-dirs -o {shlex.quote(str(cached))} {weights.url}   "
+            "# or fetch it elsewhere and pass the file: init.weights=PATH",
         ) from error
+    return state, classes

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
-import shlex
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,15 +13,23 @@ import torch
 from torch import nn
 
 from ogreg_core.checkpoint import CheckpointInfo, load_checkpoint, save_checkpoint
-from ogreg_core.data.loader import ClipDataset, EpochSampler, ViewDataset, test_loader, train_loader
+from ogreg_core.data.loader import ClipDataset, ViewDataset, test_loader, train_loader
 from ogreg_core.data.manifest import Manifest, load_manifest
 from ogreg_core.data.mixing import Erasing, Mixing
+from ogreg_core.data.order import BatchOrder
 from ogreg_core.data.rand_augment import parse_rand_augment
 from ogreg_core.data.sampling import ClipSampling
 from ogreg_core.data.transforms import Augmentation
 from ogreg_core.datasets.locations import find_dataset
-from ogreg_core.errors import CheckpointError, DataError, UsageError
-from ogreg_core.evaluation import Metrics, compute_metrics, resolve_precision, score_dataset
+from ogreg_core.distributed import SINGLE, World
+from ogreg_core.errors import (
+    CheckpointError,
+    DataError,
+    EnvironmentFault,
+    OutOfMemory,
+    UsageError,
+)
+from ogreg_core.evaluation import compute_metrics, resolve_precision, score_dataset
 from ogreg_core.files import write_text_atomic
 from ogreg_core.models.registry import create_model, find_model
 from ogreg_core.models.weights import (
@@ -32,11 +40,14 @@ from ogreg_core.models.weights import (
     load_torchvision,
     map_swin,
 )
+from ogreg_core.profiling import peak_memory_mb
 from ogreg_core.progress import Note, Progress, ProgressCallback
 from ogreg_core.recipe import LoadedRecipe, Recipe
 from ogreg_core.runs import RunFolder, environment, find_checkpoint
-from ogreg_core.training.loop import Trainer, TrainSettings
-from ogreg_core.training.optim import build_optimizer, build_schedule
+from ogreg_core.training.loop import LoopSettings, Trainer, Validation
+from ogreg_core.training.memory_advice import out_of_memory
+from ogreg_core.training.optim import OptimSettings, build_optimizer, build_schedule
+from ogreg_core.training.step import StepSettings, TrainStep
 
 log = logging.getLogger("ogreg.train")
 
@@ -45,11 +56,15 @@ __all__ = [
     "augmentation_of",
     "build_model",
     "build_trainer",
-    "check_same_data",
     "describe_run",
+    "identity_of",
     "load_splits",
     "mixing_of",
+    "optim_of",
+    "order_of",
     "sampling_of",
+    "step_settings",
+    "training_precision",
 ]
 
 
@@ -162,6 +177,8 @@ def _describe(loaded: LoadedRecipe, splits: Splits) -> CheckpointInfo:
         data_folder=str(splits.folder.resolve()),
         recipe=loaded.name,
         recipe_sha256=recipe.sha256,
+        experiment_sha256=recipe.experiment_sha256,
+        seed=recipe.seed,
     )
 
 
@@ -204,6 +221,85 @@ def augmentation_of(recipe: Recipe, mirror: dict[int, int]) -> Augmentation:
     )
 
 
+def optim_of(recipe: Recipe) -> OptimSettings:
+    """How the recipe moves the weights."""
+    table = recipe.train
+    return OptimSettings(
+        lr=table.lr * table.lr_factor,
+        weight_decay=table.weight_decay,
+        head_lr=table.head_lr,
+        backbone_lr=table.backbone_lr,
+        layer_decay=table.layer_decay,
+    )
+
+
+def order_of(recipe: Recipe, videos: int, world: World = SINGLE) -> BatchOrder:
+    """The order of the training split, and this process's share of it.
+
+    Raises:
+        UsageError: the recipe's batch cannot be divided by the processes of the job.
+    """
+    table = recipe.train
+    parts = world.size * table.accumulate
+    try:
+        order = BatchOrder(
+            videos,
+            recipe.seed,
+            table.batch_size,
+            processes=world.size,
+            rank=world.rank,
+            accumulate=table.accumulate,
+        )
+    except ValueError as error:
+        raise UsageError(
+            f"train.batch_size = {table.batch_size} does not fit the job",
+            why=f"{error}; the training split holds {videos} videos",
+            fix=f"train.batch_size={max(table.batch_size // parts, 1) * parts}",
+        ) from error
+    mixes = recipe.augment.mixup or recipe.augment.cutmix
+    if mixes and order.batch_size // parts * recipe.augment.repeats == 1:
+        raise UsageError(
+            "mixup and cutmix need at least two clips in a micro-batch",
+            why=f"a batch of {order.batch_size} on {world.size} processes leaves one",
+            fix="fewer processes, train.accumulate=1, or a larger train.batch_size",
+        )
+    return order
+
+
+def step_settings(recipe: Recipe, info: CheckpointInfo, batch: int, precision: str) -> StepSettings:
+    """The recipe's optimiser step for batches of ``batch`` videos."""
+    table = recipe.train
+    return StepSettings(
+        clips_per_step=batch * recipe.augment.repeats,
+        clip_grad=table.clip_grad,
+        mixing=mixing_of(recipe),
+        seed=recipe.seed,
+        precision=precision,
+        mean=info.mean,
+        std=info.std,
+        ema=table.ema,
+        checkpoint_stages=table.checkpoint_stages,
+        channels_last=table.channels_last,
+        compile=table.compile,
+        still=recipe.data.frames == 1,
+    )
+
+
+def training_precision(recipe: Recipe, device: torch.device) -> str:
+    """The precision that the recipe means on a device; switches TF32 on where it asks for it.
+
+    Raises:
+        EnvironmentFault: TF32 without a CUDA device.
+    """
+    if recipe.train.precision == "tf32":
+        if device.type != "cuda":
+            raise EnvironmentFault(
+                'train.precision = "tf32" needs a CUDA device', fix='train.precision="fp32"'
+            )
+        torch.set_float32_matmul_precision("high")
+    return resolve_precision(recipe.train.precision, device)
+
+
 def build_trainer(
     loaded: LoadedRecipe,
     splits: Splits,
@@ -212,85 +308,129 @@ def build_trainer(
     device: torch.device,
     workers: int,
     on_progress: ProgressCallback,
+    world: World = SINGLE,
+    save_seconds: float = 600.0,
 ) -> Trainer:
     """Everything wired together.
 
     Raises:
         CheckpointError: starting weights are missing or belong to another model.
+        UsageError: the recipe's batch cannot be divided by the processes of the job.
     """
     recipe = loaded.recipe
+    table = recipe.train
     info = _describe(loaded, splits)
-    model, report = build_model(recipe, splits.train.labels)
-    if report is not None:
-        on_progress(Note(report.summary()))
-    model.to(device)
-    precision = resolve_precision(recipe.train.precision, device)
-    augmentation = augmentation_of(recipe, splits.train.mirror)
-    dataset = ClipDataset(splits.train, info.sampling, augmentation, recipe.seed)
-    sampler = EpochSampler(len(dataset), recipe.seed)
-    loader = train_loader(dataset, sampler, recipe.train.batch_size, workers)
-    optimizer = build_optimizer(model, recipe.train.lr, recipe.train.weight_decay)
+    order = order_of(recipe, len(splits.train.rows), world)
+    precision = training_precision(recipe, device)
+    model = _build_in_turn(recipe, splits, run, world, on_progress).to(device)
+    optim = optim_of(recipe)
+    optimizer = build_optimizer(model, optim)
     schedule = build_schedule(
         optimizer,
-        steps_per_epoch=len(loader),
-        epochs=recipe.train.epochs,
-        warmup_epochs=recipe.train.warmup_epochs,
-        lr=recipe.train.lr,
-        min_lr=recipe.train.min_lr,
+        steps_per_epoch=order.batches_per_epoch,
+        epochs=table.epochs,
+        warmup_epochs=table.warmup_epochs,
+        lr=table.lr,
+        min_lr=table.min_lr,
     )
-    views = info.views()
-    batch = max(1, recipe.train.batch_size // views.count)
-    val_loader = test_loader(ViewDataset(splits.val, views), batch, workers)
+    settings = step_settings(recipe, info, order.batch_size, precision)
+    step = TrainStep(model, optimizer, schedule, settings, world)
+    augmentation = augmentation_of(recipe, splits.train.mirror)
+    dataset = ClipDataset(splits.train, info.sampling, augmentation, recipe.seed)
 
-    def validate(after_batch: Callable[[], None]) -> Metrics:
+    def save_model(path: Path, kept: nn.Module, epoch: int, figures: dict[str, float]) -> None:
+        save_checkpoint(path, kept.state_dict(), replace(info, epoch=epoch, metrics=figures))
+
+    run.checkpoints.mkdir(parents=True, exist_ok=True)
+    return Trainer(
+        step,
+        train_loader(dataset, order, workers),
+        order,
+        LoopSettings(
+            epochs=table.epochs,
+            max_unreadable=table.max_unreadable,
+            eval_every=recipe.eval.every,
+            save_seconds=save_seconds,
+            identity=identity_of(recipe, splits),
+        ),
+        run,
+        world,
+        splits.train.labels,
+        _validator(recipe, info, splits, precision, workers, on_progress, world),
+        save_model,
+        lambda index: splits.train.rows[index].path,
+        lambda why: memory_advice(recipe, order, precision, device, why),
+        on_progress,
+    )
+
+
+def memory_advice(
+    recipe: Recipe, order: BatchOrder, precision: str, device: torch.device, why: str = ""
+) -> OutOfMemory:
+    """The error for a step of the recipe that does not fit into memory."""
+    return out_of_memory(
+        videos=order.batch_size // order.processes // order.accumulate,
+        repeats=recipe.augment.repeats,
+        frames=recipe.data.frames,
+        size=recipe.data.size,
+        accumulate=order.accumulate,
+        checkpoint_stages=recipe.train.checkpoint_stages,
+        precision=precision,
+        peak_bytes=int(peak_memory_mb(device) * 2**20),
+        device=device,
+        why=why,
+    )
+
+
+def _build_in_turn(
+    recipe: Recipe, splits: Splits, run: RunFolder, world: World, on_progress: ProgressCallback
+) -> nn.Module:
+    """The model with its starting weights; the main process first, which may fetch them for all."""
+    if not world.is_main:
+        world.barrier()
+    model, report = build_model(recipe, splits.train.labels)
+    if world.is_main:
+        if report is not None:
+            on_progress(Note(report.summary()))
+            run.write_json("init.json", report.as_dict())
+        world.barrier()
+    return model
+
+
+def _validator(
+    recipe: Recipe,
+    info: CheckpointInfo,
+    splits: Splits,
+    precision: str,
+    workers: int,
+    on_progress: ProgressCallback,
+    world: World,
+) -> Callable[[nn.Module, Callable[[], None]], Validation]:
+    views = info.views()
+    batch = max(1, recipe.train.batch_size // world.size // recipe.train.accumulate // views.count)
+    loader = test_loader(ViewDataset(splits.val, views), batch, workers, world)
+
+    def validate(model: nn.Module, after_batch: Callable[[], None]) -> Validation:
         def report(event: Progress | Note) -> None:
             on_progress(event)
             after_batch()
 
         found = score_dataset(
             model,
-            val_loader,
+            loader,
             info.mean,
             info.std,
             precision=precision,
             on_progress=report,
             task="validate",
+            world=world,
         )
         for video in found.unreadable:
             on_progress(Note(f"counted as wrong: {video.reason}"))
             log.warning("counted as wrong: %s", video.reason)
-        return compute_metrics(found, splits.val)
+        return Validation(compute_metrics(found, splits.val), found)
 
-    def save_model(path: Path, epoch: int, figures: dict[str, float]) -> None:
-        described = replace(info, epoch=epoch, metrics=figures)
-        save_checkpoint(path, model.state_dict(), described)
-
-    settings = TrainSettings(
-        epochs=recipe.train.epochs,
-        batch_size=recipe.train.batch_size,
-        clip_grad=recipe.train.clip_grad,
-        mixing=mixing_of(recipe),
-        seed=recipe.seed,
-        max_unreadable=recipe.train.max_unreadable,
-        precision=precision,
-        eval_every=recipe.eval.every,
-        mean=info.mean,
-        std=info.std,
-    )
-    run.checkpoints.mkdir(parents=True, exist_ok=True)
-    return Trainer(
-        model,
-        optimizer,
-        schedule,
-        loader,
-        sampler,
-        settings,
-        run,
-        validate,
-        save_model,
-        lambda index: splits.train.rows[index].path,
-        on_progress,
-    )
+    return validate
 
 
 def describe_run(run: RunFolder, loaded: LoadedRecipe, splits: Splits) -> None:
@@ -310,17 +450,16 @@ def _describe_data(splits: Splits) -> dict[str, Any]:
     }
 
 
-def check_same_data(run: RunFolder, splits: Splits) -> None:
-    """Refuse to resume on other data than the run began with.
-
-    Raises:
-        DataError: names the split whose manifest has changed.
+def identity_of(recipe: Recipe, splits: Splits) -> dict[str, Any]:
+    """What a training must agree in to be continued: every value of its recipe by dotted key, the
+    clips of a step, the classes and the content of both manifests.
     """
-    before, now = run.read_json("data.json"), _describe_data(splits)
-    for split in ("train", "val"):
-        if before[split] != now[split]:
-            raise DataError(
-                f"the {split} manifest in {splits.folder} is not the one that {run.path} began with",
-                why=f"{before[split]['videos']} videos then, {now[split]['videos']} now",
-                fix=f"restore it, or start a new run with --init-from {shlex.quote(str(run.path))}",
-            )
+    classes = hashlib.sha256("\n".join(splits.train.labels).encode()).hexdigest()
+    batch = min(recipe.train.batch_size, len(splits.train.rows))
+    return {
+        **recipe.flat(),
+        "clips per step": batch * recipe.augment.repeats,
+        "classes": f"{len(splits.train.labels)} ({classes[:12]})",
+        "training manifest": f"{len(splits.train.rows)} videos ({splits.train.sha256[:12]})",
+        "validation manifest": f"{len(splits.val.rows)} videos ({splits.val.sha256[:12]})",
+    }

@@ -8,29 +8,33 @@ import shlex
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from itertools import islice
+from typing import Any, NamedTuple
 
-import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
-from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LambdaLR
+from torch import nn
 from torch.utils.data import DataLoader
 
-from ogreg_core.data.loader import EpochSampler, TrainBatch, Unreadable, batches, step_rng
-from ogreg_core.data.mixing import Mixing, erase, mix
-from ogreg_core.data.transforms import to_input
-from ogreg_core.errors import DataError, Interrupted, WorkFailed
-from ogreg_core.evaluation import Metrics, autocast
+from ogreg_core.data.loader import TrainBatch, Unreadable, batches
+from ogreg_core.data.order import BatchOrder
+from ogreg_core.distributed import World
+from ogreg_core.errors import (
+    DataError,
+    Interrupted,
+    OutOfMemory,
+    WorkFailed,
+    is_out_of_memory,
+)
+from ogreg_core.evaluation import Metrics, Scores, confusion_matrix
+from ogreg_core.profiling import peak_memory_mb
 from ogreg_core.progress import Note, Progress, ProgressCallback
 from ogreg_core.runs import RunFolder
 from ogreg_core.signals import StopRequest
-from ogreg_core.training.state import Position, load_state, restore_random_states, save_state
+from ogreg_core.training.board import Board
+from ogreg_core.training.prefetch import on_device
+from ogreg_core.training.state import Position, load_state, save_state
+from ogreg_core.training.step import StepResult, TrainStep
 
-if TYPE_CHECKING:
-    from torch.utils.tensorboard import SummaryWriter
-
-__all__ = ["TrainSettings", "Trainer"]
+__all__ = ["LoopSettings", "Trainer", "Validation"]
 
 log = logging.getLogger("ogreg.train")
 
@@ -38,151 +42,232 @@ _SIGNAL_GRACE_SECONDS = 0.5
 
 
 @dataclass(frozen=True)
-class TrainSettings:
-    """Plain arguments of the loop; see the recipe's ``[train]`` and ``[eval]`` tables for their
-    meaning.
+class LoopSettings:
+    """Plain arguments of the loop.
+
+    Args:
+        epochs: passes over the training split.
+        max_unreadable: share of an epoch's videos that may fail.
+        eval_every: epochs between validations.
+        save_seconds: longest time between two saved states within an epoch.
+        identity: what a training must agree in to be continued, see
+            :func:`ogreg_core.training.assemble.identity_of`.
     """
 
     epochs: int
-    batch_size: int
-    clip_grad: float
-    mixing: Mixing
-    seed: int
     max_unreadable: float
-    precision: str
     eval_every: int
-    mean: Sequence[float]
-    std: Sequence[float]
+    save_seconds: float
+    identity: dict[str, Any]
+
+
+class Validation(NamedTuple):
+    """What a validation found."""
+
+    metrics: Metrics
+    scores: Scores
 
 
 class Trainer:
     """Trains one model and keeps the run folder's metrics and checkpoints.
 
+    Every process of a job has one; all make the same steps, the main one writes and reports.
+
     Args:
-        model: on its device.
-        optimizer, schedule: of the model; the schedule steps once per batch.
-        loader, sampler: training batches and their order.
+        step: makes the optimiser steps.
+        loader, order: this process's micro-batches and the order they come in.
         settings: plain arguments.
         run: where everything is written.
-        validate: gives metrics of the validation split; calls its argument after every batch.
-        save_model: writes a checkpoint file from the finished epochs and their metrics.
+        world: the processes of the job.
+        labels: names of the classes.
+        validate: scores a model on the validation split; calls its second argument after every
+            batch.
+        save_model: writes a checkpoint file of a model after some epochs with their metrics.
         name_of: the file name of a training sample's index, for error messages.
+        memory_advice: the error to raise when memory runs out, from torch's sentence.
         on_progress: receives a ``Progress`` per step.
     """
 
     def __init__(
         self,
-        model: nn.Module,
-        optimizer: Optimizer,
-        schedule: LambdaLR,
+        step: TrainStep,
         loader: DataLoader[Any],
-        sampler: EpochSampler,
-        settings: TrainSettings,
+        order: BatchOrder,
+        settings: LoopSettings,
         run: RunFolder,
-        validate: Callable[[Callable[[], None]], Metrics],
-        save_model: Callable[[Any, int, dict[str, float]], None],
+        world: World,
+        labels: Sequence[str],
+        validate: Callable[[nn.Module, Callable[[], None]], Validation],
+        save_model: Callable[[Any, nn.Module, int, dict[str, float]], None],
         name_of: Callable[[int], str],
+        memory_advice: Callable[[str], OutOfMemory],
         on_progress: ProgressCallback,
     ) -> None:
-        self.model = model
-        self.optimizer = optimizer
-        self.schedule = schedule
+        self.step = step
         self.loader = loader
-        self.sampler = sampler
+        self.order = order
         self.settings = settings
         self.run = run
+        self.world = world
+        self.labels = labels
         self.validate = validate
         self.save_model = save_model
         self.name_of = name_of
+        self.memory_advice = memory_advice
         self.on_progress = on_progress
-        self.device = next(model.parameters()).device
-        self.scaler = torch.amp.GradScaler(self.device.type, enabled=settings.precision == "fp16")
         self.position = Position()
-        self.metrics: Metrics | None = None
+        self.validation: Validation | None = None
+        self._saved = time.monotonic()
 
     def fit(self) -> Position:
         """Train from the current position to the last epoch.
 
         Raises:
             Interrupted: a signal asked to stop; the state was saved, unless the same signal ended the
-                loader's workers or a second one insisted.
+                loader's workers or another process, or a second one insisted.
             DataError: more videos of an epoch than allowed cannot be read.
-            WorkFailed: the loss is not finite; names the videos of the batch.
+            WorkFailed: the loss is not finite; names the videos of the step.
+            OutOfMemory: a step does not fit; says what to lower.
         """
-        from torch.utils.tensorboard import SummaryWriter
-
-        folder = str(self.run.path / "tensorboard")
-        # Curves beyond the position belong to epochs that are about to be repeated.
-        purge = self.position.epoch + 1 if self.position.epoch else None
-        with StopRequest() as stop, SummaryWriter(folder, purge_step=purge) as board:
+        # Curves beyond the position belong to steps that are about to be repeated.
+        purge = self.position.step + 1 if self.position.step else None
+        board = Board(self.run.path / "tensorboard", purge) if self.world.is_main else None
+        with StopRequest() as stop:
             try:
+                if not self.position.step:
+                    # From here on a kill at any moment leaves something to continue.
+                    self.save()
                 while self.position.epoch < self.settings.epochs:
-                    self._train_epoch(stop)
+                    self._train_epoch(stop, board)
                     self._finish_epoch(stop, board)
             except RuntimeError as error:
                 # Of a signal to all processes, the death of a worker may be heard of first.
                 time.sleep(_SIGNAL_GRACE_SECONDS)
                 if not stop.number:
                     raise
-                # The signal went to every process of the job and ended the loader's workers, perhaps in
-                # the middle of a step: what is in memory may be half a step ahead, so it is not saved.
-                raise Interrupted(
-                    "stopped with the loader's workers; the last checkpoint stays",
-                    signal_number=stop.number,
-                    fix=f"ogreg train --resume {shlex.quote(str(self.run.path))}",
+                # The signal went to every process of the job and ended the loader's workers or another
+                # process, perhaps in the middle of a step: what is in memory may be half a step ahead,
+                # so it is not saved.
+                raise self._interrupted(
+                    "stopped with the loader's workers; the last checkpoint stays", stop.number
                 ) from error
-        if self.metrics is None:
+            finally:
+                if board is not None:
+                    board.close()
+        if self.validation is None:
             # Nothing was left to train: the run had ended just before its report.
-            self.metrics = self.validate(lambda: None)
+            self.validation = self.validate(self.step.best_model, lambda: None)
         return self.position
 
-    def _train_epoch(self, stop: StopRequest) -> None:
-        position = self.position
-        self.model.train()
-        self.sampler.set_position(position.epoch, position.batch * self.settings.batch_size)
-        total = position.batch + len(self.loader)
-        budget = self.settings.max_unreadable * len(self.loader.dataset)  # type: ignore[arg-type]
-        task = f"epoch {position.epoch + 1}/{self.settings.epochs}"
-        already = position.seconds
-        started = before = time.perf_counter()
-        waited, clips = 0.0, 0
-        for batch in batches(self.loader):
-            waited += time.perf_counter() - before
-            self._count_unreadable(batch.unreadable, budget)
-            loss, correct = self._step(batch)
-            count = len(batch.labels)
-            position.batch += 1
-            position.step += 1
-            position.loss_sum += loss * count
-            position.clips += count
-            clips += count
-            elapsed = time.perf_counter() - started
-            position.seconds = already + elapsed
-            record: dict[str, Any] = {
-                "kind": "train",
-                "epoch": position.epoch + 1,
-                "step": position.step,
-                "loss": loss,
-                "top1_batch": 100.0 * correct / count,
-                "lr": self.schedule.get_last_lr()[0],
-                "clips_per_s": clips / elapsed,
-                "data_wait_pct": 100.0 * waited / elapsed,
-            }
-            if batch.unreadable:
-                record["unreadable"] = [video.path for video in batch.unreadable]
-            self.run.append_metrics(record)
-            shown = {key: record[key] for key in ("loss", "lr", "clips_per_s", "data_wait_pct")}
-            self.on_progress(Progress(task, position.batch, total, shown))
-            self._stop_if_asked(stop)
+    def _train_epoch(self, stop: StopRequest, board: Board | None) -> None:
+        position, order = self.position, self.order
+        order.set_position(position.epoch, position.batch)
+        meter = _Meter(position)
+        micro_batches = on_device(batches(self.loader), self.step.device)
+        while position.batch < order.batches_per_epoch:
             before = time.perf_counter()
+            parts = list(islice(micro_batches, order.accumulate))
+            meter.waited(time.perf_counter() - before)
+            if board is not None and not position.step:
+                _show_samples(board, parts[0], self.name_of)
+            result = self._step(parts)
+            unreadable = [video for part in parts for video in part.unreadable]
+            asked, save, figures = self._exchange(result, parts, unreadable, stop)
+            meter.count(int(figures["clips"]))
+            self._record(figures, meter, board)
+            if asked:
+                self.save()
+                raise self._interrupted(f"stopped at step {position.step}, state saved", asked)
+            if save:
+                self.save()
 
-    def _count_unreadable(self, videos: Sequence[Unreadable], budget: float) -> None:
+    def _step(self, parts: Sequence[TrainBatch]) -> StepResult:
+        try:
+            return self.step(parts, self.position.epoch, self.position.batch)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            raise self.memory_advice(str(error).splitlines()[0]) from error
+
+    def _exchange(
+        self,
+        result: StepResult,
+        parts: Sequence[TrainBatch],
+        unreadable: Sequence[Unreadable],
+        stop: StopRequest,
+    ) -> tuple[int, bool, dict[str, Any]]:
+        """Add up the step over all processes and agree on what comes next.
+
+        Returns:
+            the number of a signal that asked to stop or 0; whether it is time to save; the figures.
+        """
+        due = time.monotonic() - self._saved >= self.settings.save_seconds
+        loss_sum, correct, clips, failed, asked, save = self.world.sum(
+            [
+                result.loss_sum,
+                result.correct,
+                result.clips,
+                len(unreadable),
+                bool(stop.number),
+                due and self.world.is_main,
+            ]
+        )
+        if not math.isfinite(loss_sum):
+            self._fail_on_loss(result.loss_sum, parts)
+        position = self.position
+        position.batch += 1
+        position.step += 1
+        position.loss_sum += loss_sum
+        position.correct += int(correct)
+        position.clips += int(clips)
+        figures: dict[str, Any] = {
+            "loss": loss_sum / clips,
+            "top1_batch": 100.0 * correct / clips,
+            "clips": clips,
+            "lr": self.step.learning_rate,
+        }
+        if result.grad_norm is not None:
+            figures["grad_norm"] = result.grad_norm
+        if failed:
+            found = [video for share in self.world.gather(unreadable) for video in share]
+            self._count_unreadable(found)
+            figures["unreadable"] = [video.path for video in found]
+        # Another process may have heard a signal that this one has not.
+        return (stop.number or 15) if asked else 0, bool(save), figures
+
+    def _record(self, figures: dict[str, Any], meter: _Meter, board: Board | None) -> None:
+        """Metrics file, TensorBoard and progress."""
+        position = self.position
+        position.seconds = meter.seconds
+        clips = figures.pop("clips")
+        speed = {
+            "clips_per_s": meter.clips_per_s,
+            "data_wait_pct": meter.wait_pct,
+            "memory_mb": peak_memory_mb(self.step.device),
+        }
+        if self.world.is_main:
+            place = {"kind": "train", "epoch": position.epoch + 1, "step": position.step}
+            self.run.append_metrics({**place, **figures, **speed})
+        if board is not None:
+            shown = {key: value for key, value in figures.items() if key != "unreadable"}
+            scalars = {**shown, "clips_per_s": speed["clips_per_s"]}
+            board.scalars(position.step, {f"train/{key}": v for key, v in scalars.items()})
+        top1 = 100.0 * position.correct / position.clips
+        total = self.order.batches_per_epoch
+        task = f"epoch {position.epoch + 1}/{self.settings.epochs}"
+        fields = {"loss": figures["loss"], "top1": top1, "lr": figures["lr"], **speed}
+        self.on_progress(Progress(task, position.batch, total, fields))
+        self.on_progress(Progress("training", position.step, total * self.settings.epochs))
+        log.debug("step %d: %d clips, loss %.6g", position.step, clips, figures["loss"])
+
+    def _count_unreadable(self, videos: Sequence[Unreadable]) -> None:
         """Another clip was trained on in place of each; say so, and stop where it becomes a habit."""
+        budget = self.settings.max_unreadable * self.order.length
         for video in videos:
             self.position.unreadable += 1
             self.on_progress(Note(f"left out of this epoch: {video.reason}"))
             log.warning("unreadable: %s", video.reason)
-        if videos and self.position.unreadable > budget:
+        if self.position.unreadable > budget:
             raise DataError(
                 f"{self.position.unreadable} training videos of one epoch cannot be read",
                 where=f"epoch {self.position.epoch + 1}; the last one: {videos[-1].reason}",
@@ -190,107 +275,131 @@ class Trainer:
                 fix="run `ogreg prepare` again to leave them out, or raise train.max_unreadable",
             )
 
-    def _step(self, batch: TrainBatch) -> tuple[float, int]:
-        settings = self.settings
-        clips = batch.clips.to(self.device, non_blocking=True)
-        labels = batch.labels.to(self.device, non_blocking=True)
-        clips = erase(to_input(clips, settings.mean, settings.std), batch.boxes)
-        rng = step_rng(settings.seed, self.position.epoch, self.position.batch)
-        classes: int = self.model.num_classes  # type: ignore[assignment]
-        clips, targets = mix(clips, labels, classes, settings.mixing, rng)
-        with autocast(self.device, settings.precision):
-            logits = self.model(clips)
-        loss = F.cross_entropy(logits.float(), targets)
-        value = loss.item()
-        if not math.isfinite(value):
-            self._fail_on_loss(value, batch.indices)
-        self.optimizer.zero_grad(set_to_none=True)
-        self.scaler.scale(loss).backward()
-        if settings.clip_grad:
-            self.scaler.unscale_(self.optimizer)
-            nn.utils.clip_grad_norm_(self.model.parameters(), settings.clip_grad)
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
-        self.schedule.step()
-        # Of a mixed clip the class that has the larger share.
-        return value, int((logits.argmax(dim=1) == targets.argmax(dim=1)).sum())
-
-    def _fail_on_loss(self, value: float, indices: Tensor) -> None:
-        names = ", ".join(self.name_of(int(i)) for i in indices)
+    def _fail_on_loss(self, own: float, parts: Sequence[TrainBatch]) -> None:
+        """Nothing of this step is saved: the last state from before it stays."""
+        indices = [int(i) for part in parts for i in part.indices]
+        guilty = [] if math.isfinite(own) else [self.name_of(i) for i in dict.fromkeys(indices)]
+        names = [name for share in self.world.gather(guilty) for name in share]
         raise WorkFailed(
-            f"the training loss became {value}",
-            where=f"epoch {self.position.epoch + 1}, batch of {names}",
-            fix="lower train.lr, or set train.clip_grad=1.0",
+            f"the training loss became {own if guilty else 'not finite'}",
+            where=f"epoch {self.position.epoch + 1}, step of {', '.join(names)}",
+            fix="lower train.lr, or set train.clip_grad=1.0; then go on from the last state with "
+            "--init-from",
         )
 
-    def _finish_epoch(self, stop: StopRequest, board: SummaryWriter) -> None:
+    def _finish_epoch(self, stop: StopRequest, board: Board | None) -> None:
         position = self.position
         epoch = position.epoch + 1
-        train_loss = position.loss_sum / position.clips
         figures: dict[str, float] = {}
         if epoch == self.settings.epochs or epoch % self.settings.eval_every == 0:
             # Validation can take long; stopped or killed in it, only it is repeated.
             self.save()
-            self.metrics = self.validate(lambda: self._stop_if_asked(stop))
-            figures = self.metrics.figures()
-            self.run.append_metrics(
-                {
-                    "kind": "val",
-                    "epoch": epoch,
-                    "step": position.step,
-                    **figures,
-                    "videos": self.metrics.videos,
-                    "unreadable": self.metrics.unreadable,
-                }
-            )
-            log.info("epoch %d: %s", epoch, figures)
-            if self.metrics.top1 > position.best_top1:
-                position.best_top1, position.best_epoch = self.metrics.top1, epoch
-                self.save_model(self.run.best, epoch, figures)
-        self._write_tensorboard(board, epoch, {"train/loss": train_loss, **figures})
-        self.save_model(self.run.last, epoch, figures)
+            self.validation = self._validate(stop)
+            figures = self.validation.metrics.figures()
+            self._keep_validation(epoch, figures, board)
+        if self.world.is_main:
+            self.save_model(self.run.last, self.step.best_model, epoch, figures)
+        shown = {"train_loss": position.loss_sum / position.clips, **figures}
         position.start_epoch(epoch)
         self.save()
-        shown = {"train_loss": train_loss, **figures}
         self.on_progress(Progress("epochs", epoch, self.settings.epochs, shown))
 
-    def _write_tensorboard(
-        self, board: SummaryWriter, epoch: int, figures: dict[str, float]
-    ) -> None:
-        board.add_scalar("train/lr", self.schedule.get_last_lr()[0], epoch)
-        for name, value in figures.items():
-            board.add_scalar(name if "/" in name else f"val/{name}", value, epoch)
+    def _validate(self, stop: StopRequest) -> Validation:
+        def leave_if_asked() -> None:
+            # Processes are not in step here; the state was saved before.
+            if stop.number:
+                raise self._interrupted("stopped in validation, state saved", stop.number)
+
+        return self.validate(self.step.best_model, leave_if_asked)
+
+    def _keep_validation(self, epoch: int, figures: dict[str, float], board: Board | None) -> None:
+        position, found = self.position, self.validation
+        assert found is not None
+        metrics = found.metrics
+        is_best = metrics.top1 > position.best_top1
+        if is_best:
+            position.best_top1, position.best_epoch = metrics.top1, epoch
+        if not self.world.is_main or board is None:
+            return
+        self.run.append_metrics(
+            {
+                "kind": "val",
+                "epoch": epoch,
+                "step": position.step,
+                **figures,
+                "videos": metrics.videos,
+                "unreadable": metrics.unreadable,
+            }
+        )
+        log.info("epoch %d: %s", epoch, figures)
+        coverage = {"videos": metrics.videos, "unreadable": metrics.unreadable}
+        values = {f"val/{name}": float(v) for name, v in {**figures, **coverage}.items()}
+        board.scalars(position.step, values)
+        if is_best:
+            matrix = confusion_matrix(found.scores.scores, found.scores.labels)
+            board.confusion(position.step, matrix, self.labels)
+            self.save_model(self.run.best, self.step.best_model, epoch, figures)
         board.flush()
 
-    def _stop_if_asked(self, stop: StopRequest) -> None:
-        if stop.number:
-            self.save()
-            raise Interrupted(
-                f"stopped at step {self.position.step}, state saved",
-                signal_number=stop.number,
-                fix=f"ogreg train --resume {shlex.quote(str(self.run.path))}",
-            )
+    def _interrupted(self, what: str, number: int) -> Interrupted:
+        return Interrupted(
+            what,
+            signal_number=number,
+            fix=f"ogreg train --resume {shlex.quote(str(self.run.path))}",
+        )
 
     def save(self) -> None:
         """Write the state for resuming."""
-        parts = {
-            "model": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "schedule": self.schedule.state_dict(),
-            "scaler": self.scaler.state_dict(),
-        }
-        save_state(self.run.state, self.position, parts)
+        if self.world.is_main:
+            save_state(
+                self.run.state, self.position, self.settings.identity, self.step.state_dict()
+            )
+        self._saved = time.monotonic()
 
     def resume(self) -> None:
         """Continue from the run folder's state file.
 
         Raises:
-            CheckpointError: none there, or unreadable.
+            CheckpointError: none there, unreadable, or of another training.
         """
-        self.position, parts = load_state(self.run.state)
-        self.model.load_state_dict(parts["model"])
-        self.optimizer.load_state_dict(parts["optimizer"])
-        self.schedule.load_state_dict(parts["schedule"])
-        self.scaler.load_state_dict(parts["scaler"])
-        restore_random_states(parts["random"])
-        self.run.drop_metrics_after(self.position.step)
+        self.position, parts = load_state(self.run.state, self.settings.identity)
+        self.step.load_state_dict(parts)
+        if self.world.is_main:
+            self.run.drop_metrics_after(self.position.step, self.position.epoch)
+
+
+class _Meter:
+    """Time of an epoch, and the share of it spent waiting for data."""
+
+    def __init__(self, position: Position) -> None:
+        self._already = position.seconds
+        self._started = time.perf_counter()
+        self._waited = 0.0
+        self._clips = 0
+
+    @property
+    def _elapsed(self) -> float:
+        return time.perf_counter() - self._started
+
+    @property
+    def seconds(self) -> float:
+        """Training time of the whole run so far."""
+        return self._already + self._elapsed
+
+    @property
+    def clips_per_s(self) -> float:
+        return self._clips / self._elapsed
+
+    @property
+    def wait_pct(self) -> float:
+        return 100.0 * self._waited / self._elapsed
+
+    def count(self, clips: int) -> None:
+        self._clips += clips
+
+    def waited(self, seconds: float) -> None:
+        self._waited += seconds
+
+
+def _show_samples(board: Board, batch: TrainBatch, name_of: Callable[[int], str]) -> None:
+    board.clips(0, batch.clips.cpu(), [name_of(int(i)) for i in batch.indices])

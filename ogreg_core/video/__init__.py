@@ -1,4 +1,4 @@
-"""From a file to frames: probe, read (decord first, PyAV where decord is not exact), write."""
+"""From a file to frames: probe, read (decord first, PyAV where decord is not exact; images), write."""
 
 from ogreg_core.video.probe import Verification, VideoInfo, probe
 from ogreg_core.video.reader import VideoReader, read_frames

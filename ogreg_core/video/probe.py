@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ogreg_core.errors import VideoError
 from ogreg_core.video.decoders import display_rotation
+from ogreg_core.video.image import IMAGE_RATE, check_image
 from ogreg_core.video.packets import PacketIndex
 from ogreg_core.video.reader import VideoReader
 
@@ -42,9 +43,9 @@ class VideoInfo:
         duration: seconds, from the first frame's appearance to the last one's end.
         width, height: pixels as displayed, after rotation.
         rotation: degrees by which stored frames are turned counter-clockwise for display.
-        codec, container: FFmpeg's names.
+        codec, container: FFmpeg's names; of an image Pillow's name and ``image``.
         variable_rate: whether frame intervals differ by more than a quarter of their median.
-        decoder: ``decord`` if it may be trusted with this file, else ``pyav``.
+        decoder: ``image`` for images, ``decord`` if it may be trusted with this file, else ``pyav``.
         reason: why decord may not be; empty if it may.
     """
 
@@ -79,7 +80,7 @@ def probe(path: str | Path, verification: Verification = "quick") -> VideoInfo:
 
     ``quick`` decodes the first, middle and last frame, in two orders: frames that depend on what was
     read before are found out. ``full`` also decodes everything once and compares every frame of the
-    chosen decoder with it.
+    chosen decoder with it. Images: see :func:`ogreg_core.video.image.check_image`.
 
     Args:
         path: the file.
@@ -87,9 +88,12 @@ def probe(path: str | Path, verification: Verification = "quick") -> VideoInfo:
 
     Raises:
         VideoError: with the code of what is wrong: missing, empty, not-a-video, no-video-stream,
-            unsupported-codec, truncated, frame-count, negative-timestamps, seek-unstable, damaged.
+            unsupported-codec, truncated, frame-count, negative-timestamps, seek-unstable, damaged;
+            of an image not-an-image or unreadable.
     """
     first = VideoReader(path)
+    if first.decoder == "image":
+        return _probe_image(first.path, verification)
     index = first.index
     _check_complete(index)
     decoder, reason = first.decoder, index.distrust
@@ -126,6 +130,24 @@ def probe(path: str | Path, verification: Verification = "quick") -> VideoInfo:
         variable_rate=variable,
         decoder=decoder,
         reason=reason,
+    )
+
+
+def _probe_image(path: str, verification: Verification) -> VideoInfo:
+    header = check_image(path, verification)
+    return VideoInfo(
+        path=path,
+        frames=1,
+        fps=IMAGE_RATE,
+        duration=1 / IMAGE_RATE,
+        width=header.width,
+        height=header.height,
+        rotation=header.rotation,
+        codec=header.codec,
+        container="image",
+        variable_rate=False,
+        decoder="image",
+        reason="an image",
     )
 
 

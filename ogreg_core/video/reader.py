@@ -1,4 +1,4 @@
-"""Reading video files: what every command uses to get from a path to frames."""
+"""Reading video and image files: what every command uses to get from a path to frames."""
 
 from __future__ import annotations
 
@@ -10,24 +10,28 @@ import numpy as np
 from torch import Tensor
 
 from ogreg_core.errors import VideoError
+from ogreg_core.files import IMAGE_SUFFIXES
 from ogreg_core.video.decoders import (
     decord_available,
+    index_error,
     iterate_frames,
     read_with_decord,
     read_with_pyav,
 )
+from ogreg_core.video.image import image_index, read_image
 from ogreg_core.video.packets import PacketIndex, read_packet_index
 
 __all__ = ["VideoReader", "read_frames"]
 
 
 class VideoReader:
-    """Random access to the frames of one file, by index or by time.
+    """Random access to the frames of one file, by index or by time; an image has one frame.
 
     Args:
         path: the file.
-        decoder: ``decord``, ``pyav``, or None to let the packets decide. Passing the decoder that
-            ``probe`` found saves reading the packets again when decord serves.
+        decoder: ``decord``, ``pyav``, ``image``, or None to let the name and the packets decide.
+            Passing the decoder that ``probe`` found saves reading the packets again when decord
+            serves.
         index: the packet index if it was read before.
 
     Raises:
@@ -46,17 +50,25 @@ class VideoReader:
     def index(self) -> PacketIndex:
         """The packet index, read on first use."""
         if self._index is None:
-            self._index = read_packet_index(self.path)
+            read = image_index if self._is_image else read_packet_index
+            self._index = read(self.path)
         return self._index
 
     @cached_property
     def decoder(self) -> str:
         """The decoder in use."""
+        if self._is_image:
+            return "image"
         if self._decoder == "decord" and decord_available():
             return "decord"
         if self._decoder == "pyav" or not decord_available() or self.index.distrust:
             return "pyav"
         return "decord"
+
+    @property
+    def _is_image(self) -> bool:
+        by_name = Path(self.path).suffix.lower() in IMAGE_SUFFIXES
+        return self._decoder == "image" or (self._decoder is None and by_name)
 
     def __len__(self) -> int:
         return self.index.frames
@@ -67,8 +79,8 @@ class VideoReader:
 
         Args:
             indices: 0-based.
-            size: (height, width) to which FFmpeg scales while decoding, which is much cheaper than
-                scaling RGB frames afterwards; None: as stored.
+            size: (height, width) to which frames are scaled while they are decoded, which is much
+                cheaper than scaling RGB frames afterwards; None: as stored.
 
         Raises:
             VideoError: unreadable file, or an index past its end.
@@ -76,6 +88,10 @@ class VideoReader:
         indices = [int(i) for i in indices]
         if not indices:
             raise VideoError(f"no frames of {self.path} were asked for", code="index")
+        if self._is_image:
+            if any(indices):
+                raise index_error(self.path, max(indices), 1)
+            return read_image(self.path, size).expand(len(indices), -1, -1, -1).contiguous()
         if self.decoder == "decord":
             if not Path(self.path).is_file():
                 raise VideoError(
@@ -106,6 +122,8 @@ class VideoReader:
 
     def __iter__(self):  # type: ignore[no-untyped-def]
         """All frames in order as (seconds, uint8 ``[H, W, 3]``)."""
+        if self._is_image:
+            return iter([(0.0, read_image(self.path))])
         return iterate_frames(self.index)
 
 

@@ -26,8 +26,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ogreg_core.data.loader import ClipDataset, sample_rng
+from ogreg_core.data.loader import ClipDataset
 from ogreg_core.data.manifest import Manifest, Row
+from ogreg_core.data.order import sample_rng
 from ogreg_core.data.sampling import ClipSampling, train_indices
 from ogreg_core.data.transforms import Augmentation, scaled_size
 from ogreg_core.video import VideoReader, probe

@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from ogreg_core.data.loader import EpochSampler, locate, sample_rng
+from ogreg_core.data.loader import locate
 from ogreg_core.data.manifest import load_manifest
+from ogreg_core.data.order import BatchOrder, sample_rng
 from ogreg_core.data.sampling import ClipSampling, positions, train_indices
 from tests.cli.test_errors import check
 from tests.cli.test_start_up import PROBE
@@ -42,9 +43,7 @@ def test_picture_and_document(ogreg, demo_root, tmp_path):
         assert 800 < picture.height < 3000
 
     manifest, sampling = load_manifest(demo_root, "train"), ClipSampling("uniform", 4)
-    sampler = EpochSampler(len(manifest.rows), 1)
-    sampler.set_position(1)
-    order = [index for _, index in sampler]
+    order = BatchOrder(len(manifest.rows), 1, 16).samples(1)
     assert [sample["index"] for sample in document["samples"]] == order[:3]
     for place, sample in enumerate(document["samples"]):
         row = manifest.rows[sample["index"]]

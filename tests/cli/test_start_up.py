@@ -10,7 +10,10 @@ import pytest
 
 from ogreg_core import __version__
 
-COMMANDS = ["prepare", "train", "eval", "profile", "predict", "visualize-gaze", "models"]
+COMMANDS = [
+    *("prepare", "train", "eval", "profile", "predict", "visualize-gaze", "models"),
+    *("compare", "fuse", "runs", "report"),
+]
 QUICK = [
     ["--help"],
     ["--version"],
@@ -23,6 +26,8 @@ QUICK = [
     ["train", "--nonsense"],
     ["train", "demo", "train.lrr=1"],
     ["train", "demo", "--print-recipe"],
+    ["train", "demo", "--gpus", "0"],
+    ["train", "demo", "--dry-run", "--gpus", "2"],
     ["train", "nope.toml"],
     ["predict"],
     ["predict", "none.mp4"],

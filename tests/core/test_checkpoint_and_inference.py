@@ -102,7 +102,7 @@ def test_report_files(checkpoint, tmp_path):
     scores = (tmp_path / "scores.csv").read_text().splitlines()
     assert len(scores) == 33
     row = scores[1].split(",")
-    assert sum(float(value) for value in row[3:]) == pytest.approx(1, abs=1e-4)
+    assert sum(float(value) for value in row[5:]) == pytest.approx(1, abs=1e-4)
 
 
 class TestRefused:

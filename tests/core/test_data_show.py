@@ -12,8 +12,9 @@ import pytest
 import torch
 from PIL import Image
 
-from ogreg_core.data.loader import ClipDataset, Views, load_views, sample_rng
+from ogreg_core.data.loader import ClipDataset, Views, load_views
 from ogreg_core.data.manifest import Row, write_dataset
+from ogreg_core.data.order import sample_rng
 from ogreg_core.data.sampling import ClipSampling
 from ogreg_core.data.transforms import TestCrops
 from ogreg_core.data_picture import CAPTION_INCHES, DPI, save_sheet
@@ -60,12 +61,11 @@ def first_model_input(loaded, folder, epoch):
         seen.append(inputs[0].clone())
         raise Stop
 
-    trainer.model.register_forward_pre_hook(keep)
+    trainer.step.model.register_forward_pre_hook(keep)
     trainer.position.epoch = epoch
     with pytest.raises(Stop):
         trainer.fit()
-    trainer.sampler.set_position(epoch)
-    return seen[0], [index for _, index in trainer.sampler][: loaded.recipe.train.batch_size]
+    return seen[0], trainer.order.samples(epoch)[: loaded.recipe.train.batch_size]
 
 
 @pytest.mark.parametrize(

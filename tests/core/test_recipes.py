@@ -19,6 +19,7 @@ from ogreg_core.models.weights import TORCHVISION_SWIN
 from ogreg_core.recipe import builtin_recipes, load_recipe
 
 MEASURED = ("demo", "folder")  # from scratch on two cores; no published protocol
+IMAGES = ("imagenet1k",)  # see below
 DATASETS = ("kinetics400", "kinetics600", "ssv2", "diving48", "ucf101", "hmdb51")
 RECIPES = builtin_recipes()
 
@@ -47,24 +48,24 @@ NINE, SEVEN = "rand-m9-n4", "torchvision-n4-m7"
 # fmt: off
 PROTOCOLS = {
     #                                 epochs flip   RandAugment erase smooth drop  decay   lr    val
-    "kinetics400":   Protocol(*T, *DENSE,   30, "random", "",    0.0,  0.0,  0.1, 0.02, 3e-4, "val"),
-    "kinetics400-s": Protocol(*S, *DENSE,   30, "random", "",    0.0,  0.0,  0.1, 0.02, 3e-4, "val"),
-    "kinetics400-b": Protocol(*B, *DENSE,   30, "random", "",    0.0,  0.0,  0.3, 0.05, 1e-4, "val"),
-    "kinetics600":   Protocol(*T, *DENSE,   30, "random", "",    0.0,  0.0,  0.1, 0.02, 3e-4, "val"),
-    "kinetics600-s": Protocol(*S, *DENSE,   30, "random", "",    0.0,  0.0,  0.1, 0.02, 3e-4, "val"),
-    "kinetics600-b": Protocol(*B, *DENSE,   30, "random", "",    0.0,  0.0,  0.3, 0.05, 1e-4, "val"),
-    "ssv2":          Protocol(*T, *UNIFORM, 30, "skip",   NINE,  0.25, 0.1,  0.1, 0.02, 3e-4, "val"),
-    "ssv2-s":        Protocol(*S, *UNIFORM, 30, "skip",   NINE,  0.25, 0.1,  0.2, 0.02, 3e-4, "val"),
-    "ssv2-b":        Protocol(*B, *UNIFORM, 60, "skip",   SEVEN, 0.25, 0.1,  0.4, 0.05, 1e-4, "val"),
-    "diving48":      Protocol(*T, *UNIFORM, 30, "random", NINE,  0.25, 0.02, 0.1, 0.02, 3e-4, "test"),
-    "diving48-s":    Protocol(*S, *UNIFORM, 30, "random", NINE,  0.25, 0.02, 0.2, 0.02, 3e-4, "test"),
-    "diving48-b":    Protocol(*B, *UNIFORM, 30, "random", NINE,  0.25, 0.02, 0.3, 0.05, 1e-4, "test"),
-    "ucf101":        Protocol(*T, *DENSE,   30, "random", "",    0.0,  0.1,  0.1, 0.02, 3e-4, "test"),
-    "ucf101-s":      Protocol(*S, *DENSE,   30, "random", "",    0.0,  0.1,  0.1, 0.02, 3e-4, "test"),
-    "ucf101-b":      Protocol(*B, *DENSE,   30, "random", "",    0.0,  0.1,  0.3, 0.05, 1e-4, "test"),
-    "hmdb51":        Protocol(*T, *DENSE,   50, "random", "",    0.0,  0.1,  0.1, 0.02, 3e-4, "test"),
-    "hmdb51-s":      Protocol(*S, *DENSE,   50, "random", "",    0.0,  0.1,  0.1, 0.02, 3e-4, "test"),
-    "hmdb51-b":      Protocol(*B, *DENSE,   50, "random", "",    0.0,  0.1,  0.3, 0.05, 1e-4, "test"),
+    "kinetics400":   Protocol(*T, *DENSE,   30, "random", "",    0.0,  0.0,  0.1, 0.02, 1e-3, "val"),
+    "kinetics400-s": Protocol(*S, *DENSE,   30, "random", "",    0.0,  0.0,  0.1, 0.02, 1e-3, "val"),
+    "kinetics400-b": Protocol(*B, *DENSE,   30, "random", "",    0.0,  0.0,  0.3, 0.05, 1e-3, "val"),
+    "kinetics600":   Protocol(*T, *DENSE,   30, "random", "",    0.0,  0.0,  0.1, 0.02, 1e-3, "val"),
+    "kinetics600-s": Protocol(*S, *DENSE,   30, "random", "",    0.0,  0.0,  0.1, 0.02, 1e-3, "val"),
+    "kinetics600-b": Protocol(*B, *DENSE,   30, "random", "",    0.0,  0.0,  0.3, 0.05, 1e-3, "val"),
+    "ssv2":          Protocol(*T, *UNIFORM, 30, "skip",   NINE,  0.25, 0.1,  0.1, 0.02, 1e-3, "val"),
+    "ssv2-s":        Protocol(*S, *UNIFORM, 30, "skip",   NINE,  0.25, 0.1,  0.2, 0.02, 1e-3, "val"),
+    "ssv2-b":        Protocol(*B, *UNIFORM, 60, "skip",   SEVEN, 0.25, 0.1,  0.4, 0.05, 3e-4, "val"),
+    "diving48":      Protocol(*T, *UNIFORM, 30, "random", NINE,  0.25, 0.02, 0.1, 0.02, 1e-3, "test"),
+    "diving48-s":    Protocol(*S, *UNIFORM, 30, "random", NINE,  0.25, 0.02, 0.2, 0.02, 1e-3, "test"),
+    "diving48-b":    Protocol(*B, *UNIFORM, 30, "random", NINE,  0.25, 0.02, 0.3, 0.05, 3e-4, "test"),
+    "ucf101":        Protocol(*T, *DENSE,   30, "random", "",    0.0,  0.1,  0.1, 0.02, 1e-3, "test"),
+    "ucf101-s":      Protocol(*S, *DENSE,   30, "random", "",    0.0,  0.1,  0.1, 0.02, 1e-3, "test"),
+    "ucf101-b":      Protocol(*B, *DENSE,   30, "random", "",    0.0,  0.1,  0.3, 0.05, 1e-3, "test"),
+    "hmdb51":        Protocol(*T, *DENSE,   50, "random", "",    0.0,  0.1,  0.1, 0.02, 1e-3, "test"),
+    "hmdb51-s":      Protocol(*S, *DENSE,   50, "random", "",    0.0,  0.1,  0.1, 0.02, 1e-3, "test"),
+    "hmdb51-b":      Protocol(*B, *DENSE,   50, "random", "",    0.0,  0.1,  0.3, 0.05, 1e-3, "test"),
 }
 # fmt: on
 
@@ -91,6 +92,12 @@ COMMON = {
     "train.batch_size": 64,
     "train.warmup_epochs": 2.5,
     "train.min_lr": 0.0,
+    "train.backbone_lr": 0.1,
+    "train.head_lr": 1.0,
+    "train.layer_decay": 1.0,
+    "train.reference_batch": 64,
+    "train.accumulate": 1,
+    "train.ema": 0.0,
     "train.clip_grad": 5.0,
     "eval.crops": 3,
     "eval.every": 5,
@@ -98,12 +105,15 @@ COMMON = {
 
 # What size s and b may change of size t, and do.
 SIZE = {"model.name", "init.weights"}
-TO_B = SIZE | {"model.drop_path", "train.lr", "train.weight_decay"}
+TO_B = SIZE | {"model.drop_path", "train.weight_decay"}
 DIFFERENCES = {
     "kinetics400": (SIZE, TO_B),
     "kinetics600": (SIZE, TO_B),
-    "ssv2": (SIZE | {"model.drop_path"}, TO_B | {"train.epochs", "augment.rand_augment"}),
-    "diving48": (SIZE | {"model.drop_path"}, TO_B),
+    "ssv2": (
+        SIZE | {"model.drop_path"},
+        TO_B | {"train.epochs", "train.lr", "augment.rand_augment"},
+    ),
+    "diving48": (SIZE | {"model.drop_path"}, TO_B | {"train.lr"}),
     "ucf101": (SIZE, TO_B),
     "hmdb51": (SIZE, TO_B),
 }
@@ -147,7 +157,7 @@ def own_keys(name: str) -> set[str]:
 def test_every_data_set_has_three_sizes_and_nothing_is_left_over():
     wanted = {f"{dataset}{size}" for dataset in DATASETS for size in ("", "-s", "-b")}
     assert set(PROTOCOLS) == wanted
-    assert set(RECIPES) == wanted | set(MEASURED)
+    assert set(RECIPES) == wanted | set(MEASURED) | set(IMAGES)
 
 
 def test_the_catalogue_goes_on_with_recipes_that_exist():
@@ -238,3 +248,32 @@ def test_rand_augment_is_the_nearest_to_imgaug():
     # Video-Swin-B on SSv2: imgaug's RandAugment(n=4, m=7), whose strengths go up to 30.
     swin = parse_rand_augment(SEVEN)
     assert (swin.kind, swin.num_ops, swin.magnitude) == ("torchvision", 4, 7)
+
+
+def test_images_follow_swin():
+    """Swin-T's published configuration on ImageNet-1K."""
+    values = resolved("imagenet1k")
+    expected = {
+        "data.frames": 1,
+        "data.size": 224,
+        "data.short_side": 256,
+        "augment.rand_augment": "rand-m9-mstd0.5-inc1",
+        "augment.erasing": 0.25,
+        "augment.mixup": 0.8,
+        "augment.cutmix": 1.0,
+        "model.name": "ogreg-t",
+        "model.drop_path": 0.2,
+        "train.epochs": 300,
+        "train.batch_size": 1024,
+        "train.reference_batch": 1024,
+        "train.lr": 1e-3,
+        "train.min_lr": 1e-5,
+        "train.warmup_epochs": 20,
+        "train.weight_decay": 0.05,
+        "train.clip_grad": 5.0,
+        "train.label_smoothing": 0.1,
+        "eval.clips": 1,
+        "eval.crops": 1,
+    }
+    assert {key: values[key] for key in expected} == expected
+    assert "the protocol of Swin-T" in head("imagenet1k")

@@ -26,16 +26,17 @@ def test_nothing_is_overwritten(tmp_path):
 
 def test_metrics_after_a_step_are_forgotten_with_half_lines(tmp_path):
     run = RunFolder(tmp_path)
-    run.drop_metrics_after(3)
+    run.drop_metrics_after(3, 1)
     for step in range(1, 6):
-        run.append_metrics({"step": step, "loss": float("0.5")})
+        run.append_metrics({"kind": "train", "step": step, "loss": float("0.5")})
+        # A validation that is about to be repeated has the step of the saved state.
+        run.append_metrics({"kind": "val", "step": step, "epoch": step - 1})
     with open(tmp_path / "metrics.jsonl", "a") as file:
         file.write('{"step": 2, "lo')
-    run.drop_metrics_after(3)
-    kept = [
-        json.loads(line)["step"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()
-    ]
-    assert kept == [1, 2, 3]
+    run.drop_metrics_after(3, 1)
+    records = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [record["step"] for record in records if record["kind"] == "train"] == [1, 2, 3]
+    assert [record["step"] for record in records if record["kind"] == "val"] == [1, 2]
 
 
 def test_status_and_environment(tmp_path):

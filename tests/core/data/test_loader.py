@@ -8,16 +8,15 @@ import torch
 
 from ogreg_core.data.loader import (
     ClipDataset,
-    EpochSampler,
     ViewDataset,
     Views,
     load_views,
-    sample_rng,
     test_loader,
     train_loader,
 )
 from ogreg_core.data.manifest import load_manifest
 from ogreg_core.data.mixing import Erasing
+from ogreg_core.data.order import BatchOrder
 from ogreg_core.data.rand_augment import parse_rand_augment
 from ogreg_core.data.sampling import ClipSampling
 from ogreg_core.data.transforms import Augmentation, TestCrops
@@ -42,9 +41,9 @@ AUGMENTATION = Augmentation(
 
 def batches(root, workers, epoch=2, start=0, batch=5):
     dataset = ClipDataset(load_manifest(root, "train"), SAMPLING, AUGMENTATION, seed=7)
-    sampler = EpochSampler(len(dataset), 7)
-    sampler.set_position(epoch, start)
-    return list(train_loader(dataset, sampler, batch, workers))
+    order = BatchOrder(len(dataset), 7, batch)
+    order.set_position(epoch, start)
+    return list(train_loader(dataset, order, workers))
 
 
 def test_samples_do_not_depend_on_workers_or_restarts(demo_root):
@@ -54,7 +53,7 @@ def test_samples_do_not_depend_on_workers_or_restarts(demo_root):
     for found in (batches(demo_root, workers=3), batches(demo_root, workers=1)):
         for expected, batch in zip(reference, found, strict=True):
             assert all(torch.equal(a, b) for a, b in zip(expected[:4], batch[:4], strict=True))
-    resumed = batches(demo_root, workers=0, start=15)
+    resumed = batches(demo_root, workers=0, start=3)
     for (a, _, ia, *_), (b, _, ib, *_) in zip(reference[3:], resumed, strict=True):
         assert torch.equal(a, b)
         assert torch.equal(ia, ib)
@@ -68,25 +67,8 @@ def test_epochs_differ_in_order_and_augmentation(demo_root):
     assert torch.equal(dataset[1, 3][0], dataset[1, 3][0])
 
 
-def test_an_epoch_is_a_permutation():
-    sampler = EpochSampler(100, 3)
-    sampler.set_position(4)
-    order = list(sampler)
-    assert {epoch for epoch, _ in order} == {4}
-    assert sorted(index for _, index in order) == list(range(100))
-    sampler.set_position(4, 30)
-    assert list(sampler) == order[30:]
-    assert len(sampler) == 70
-
-
 def test_few_videos_still_make_a_batch(demo_root):
     assert len(batches(demo_root, 0, batch=100)) == 1
-
-
-def test_sample_rng_is_fixed_for_good():
-    """Published runs depend on this stream; a change here changes every run."""
-    assert sample_rng(0, 0, 0).random() == 0.005835624646903348
-    assert sample_rng(1, 2, 3).getrandbits(32) == 2880578337
 
 
 def test_views_are_clips_times_crops(demo_root):
@@ -107,8 +89,7 @@ def test_views_are_clips_times_crops(demo_root):
 def test_repeated_views_of_one_decoded_clip(demo_root):
     spec = replace(AUGMENTATION, repeats=3, erasing=Erasing(1.0), short_side=(40, 48))
     dataset = ClipDataset(load_manifest(demo_root, "train"), SAMPLING, spec, seed=7)
-    sampler = EpochSampler(len(dataset), 7)
-    (first, *_) = train_loader(dataset, sampler, 4, 0)
+    (first, *_) = train_loader(dataset, BatchOrder(len(dataset), 7, 4), 0)
     assert first.clips.shape == (12, 3, 4, 32, 32)
     assert first.indices.tolist() == [i for i in first.indices[::3].tolist() for _ in range(3)]
     assert len({tuple(box) for box in first.boxes.tolist()}) == 12

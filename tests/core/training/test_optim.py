@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from ogreg_core.models.registry import create_model
+from ogreg_core.models.registry import MODELS, create_model
 from ogreg_core.training.optim import (
+    OptimSettings,
     build_optimizer,
     build_schedule,
     parameter_groups,
@@ -15,20 +16,81 @@ from ogreg_core.training.optim import (
 )
 
 
-def test_groups_cover_every_parameter_once():
+@pytest.mark.parametrize("decay", [1.0, 0.7])
+def test_groups_cover_every_parameter_once(decay):
     model = create_model("ogreg-n", 4)
-    groups = parameter_groups(model, 0.1)
-    everything = [p for group in groups for p in group["params"]]
-    assert len(everything) == len(list(model.parameters())) == len({id(p) for p in everything})
-    assert [group["weight_decay"] for group in groups] == [0.1, 0.0]
-    assert all(p.ndim > 1 for p in groups[0]["params"])
-    assert any(p is model.stages[0][0].gaze.sharpness for p in groups[1]["params"])
+    groups = parameter_groups(model, OptimSettings(1.0, 0.1, layer_decay=decay))
+    names = [name for group in groups for name in group.parameters]
+    assert sorted(names) == sorted(name for name, _ in model.named_parameters())
+    for group in groups:
+        decays = {parameter.ndim > 1 for parameter in group.parameters.values()}
+        assert decays == {group.weight_decay > 0}
+    exempt = {name for group in groups if not group.weight_decay for name in group.parameters}
+    assert {"stages.0.0.gaze.sharpness", "stages.0.0.gaze.offset", "norm.weight"} <= exempt
+
+
+def test_factors_of_head_and_backbone():
+    model = create_model("ogreg-n", 4)
+    groups = parameter_groups(model, OptimSettings(2.0, 0.1, head_lr=3.0, backbone_lr=0.1))
+    assert {group.name: group.lr for group in groups} == {
+        "backbone, no decay": pytest.approx(0.2),
+        "backbone, decay": pytest.approx(0.2),
+        "head, no decay": 6.0,
+        "head, decay": 6.0,
+    }
+    head = [name for group in groups if group.lr == 6.0 for name in group.parameters]
+    assert sorted(head) == ["head.bias", "head.weight"]
+
+
+def test_learning_rates_fall_from_the_head_to_the_stem():
+    """ogreg-n has six blocks: the stem lies seven layers below the classifier."""
+    model = create_model("ogreg-n", 4)
+    groups = parameter_groups(model, OptimSettings(1.0, 0.1, layer_decay=0.5, backbone_lr=0.1))
+    rate = {name: group.lr for group in groups for name in group.parameters}
+    assert rate["head.weight"] == 1.0
+    assert rate["norm.weight"] == rate["stages.3.0.proj.weight"] == pytest.approx(0.05)
+    assert rate["merges.2.reduction.weight"] == rate["stages.3.0.proj.weight"]
+    assert rate["stages.2.0.proj.weight"] == pytest.approx(0.1 * 0.5**4)
+    assert rate["stem.conv1.weight"] == pytest.approx(0.1 * 0.5**7)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_layers_of_every_model_hold_each_parameter_once(name):
+    with torch.device("meta"):
+        model = create_model(name, 3)
+    prefixes = [prefix for layer in model.layers() for prefix in layer]
+    assert model.layers()[-1] == ["head"]
+    for parameter, _ in model.named_parameters():
+        found = [p for p in prefixes if parameter == p or parameter.startswith(f"{p}.")]
+        assert len(found) == 1, parameter
+    blocks = sum(len(stage) for stage in model.stage_blocks())
+    assert len(model.layers()) == blocks + 2
+
+
+def test_steps_follow_the_factors():
+    """Plain AdamW by hand, one parameter of each kind."""
+    model = create_model("ogreg-n", 4)
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    optimizer = build_optimizer(model, OptimSettings(0.01, 0.1, head_lr=2.0, backbone_lr=0.5))
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+    after = dict(model.named_parameters())
+    # The first step of Adam is the learning rate; decay takes lr x decay of the weight before it.
+    for name, lr, decay in (
+        ("head.weight", 0.02, 0.1),
+        ("head.bias", 0.02, 0.0),
+        ("stages.0.0.proj.weight", 0.005, 0.1),
+        ("stages.0.0.gaze.offset", 0.005, 0.0),
+    ):
+        expected = before[name] * (1 - lr * decay) - lr
+        torch.testing.assert_close(after[name].detach(), expected, atol=1e-6, rtol=1e-6)
 
 
 def test_schedule_equals_torchs_own_pieces():
-    """Linear warm-up, then torch's CosineAnnealingLR."""
+    """Linear warm-up, then torch's CosineAnnealingLR, for every group by its factor."""
     model = create_model("ogreg-n", 4)
-    optimizer = build_optimizer(model, 0.5, 0.1)
+    optimizer = build_optimizer(model, OptimSettings(0.5, 0.1, head_lr=0.1))
     schedule = build_schedule(
         optimizer, steps_per_epoch=10, epochs=6, warmup_epochs=1.5, lr=0.5, min_lr=0.05
     )
@@ -38,6 +100,7 @@ def test_schedule_equals_torchs_own_pieces():
     )
     for step in range(60):
         rate = schedule.get_last_lr()[0]
+        assert schedule.get_last_lr()[-1] == pytest.approx(0.1 * rate)
         if step < 15:
             assert rate == pytest.approx(0.5 * (0.01 + 0.99 * step / 15))
         else:

@@ -1,0 +1,141 @@
+"""Killed at any moment and continued, alone or as one of two processes: the run that was not killed."""
+
+from __future__ import annotations
+
+import json
+import random
+import time
+
+import pytest
+import torch
+
+from ogreg_core.checkpoint import load_checkpoint
+from ogreg_core.distributed import join
+from ogreg_core.errors import CheckpointError
+from ogreg_core.progress import ignore_progress
+from ogreg_core.recipe import load_recipe
+from ogreg_core.runs import RunFolder
+from ogreg_core.training.assemble import build_trainer, describe_run, load_splits
+from ogreg_core.training.state import differences
+from tests import ranks
+from tests.conftest import TINY
+
+LIVELY = [
+    *TINY,
+    "train.epochs=3",
+    "train.ema=0.99",
+    "train.precision=bf16",
+    "model.drop_path=0.2",
+    "augment.mixup=0.2",
+    "augment.cutmix=1.0",
+    "augment.erasing=0.5",
+    "eval.every=2",
+]
+
+
+def train(root, folder, workers, save_seconds, *overrides):
+    """A whole training, or what is left of it; returns the final weights."""
+    loaded = load_recipe("demo", [f"data.root={root}", *LIVELY, *overrides])
+    splits = load_splits(loaded.recipe)
+    run = RunFolder(folder)
+    with join("cpu") as (world, device):
+        if world.is_main and not folder.exists():
+            folder.mkdir()
+            describe_run(run, loaded, splits)
+        world.barrier()
+        trainer = build_trainer(
+            loaded,
+            splits,
+            run,
+            device=device,
+            workers=workers,
+            on_progress=ignore_progress,
+            world=world,
+            save_seconds=save_seconds,
+        )
+        if world.broadcast(run.state.is_file()):
+            trainer.resume()
+        trainer.fit()
+        return {name: p.detach().numpy() for name, p in trainer.step.model.named_parameters()}
+
+
+def records(folder):
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    kept = ("kind", "epoch", "step", "loss", "top1_batch", "top1", "lr", "grad_norm")
+    return [{key: r[key] for key in kept if key in r} for r in map(json.loads, lines)]
+
+
+def assert_same_run(folder, reference):
+    assert records(folder) == records(reference)
+    for name in ("best", "last"):
+        found, about = load_checkpoint(folder / "checkpoints" / f"{name}.safetensors")
+        expected, before = load_checkpoint(reference / "checkpoints" / f"{name}.safetensors")
+        assert (about.epoch, about.metrics) == (before.epoch, before.metrics)
+        assert all(torch.equal(found[key], expected[key]) for key in expected)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("size", "workers", "kills"), [(1, 0, 20), (1, 2, 4), (2, 0, 6), (2, 2, 2)]
+)
+def test_killed_at_random_moments(size, workers, kills, demo_root, tmp_path):
+    """SIGKILL to one process of the job, wherever it is: loading, stepping, validating, saving."""
+    started = time.monotonic()
+    ranks.run(size, train, demo_root, tmp_path / "whole", workers, 600.0)
+    duration = time.monotonic() - started
+    moments = random.Random(size * 10 + workers)
+    killed = 0
+    for attempt in range(kills):
+        # Every other attempt saves after each step, so that kills fall into saving as well.
+        processes, _ = ranks.start(
+            size, train, demo_root, tmp_path / "killed", workers, 0.0 if attempt % 2 else 600.0
+        )
+        victim = moments.choice(processes)
+        victim.join(moments.uniform(0.2, 0.6) * duration)
+        killed += victim.is_alive()
+        for process in processes:
+            # What a launcher does when one of its processes has died.
+            process.kill()
+            process.join()
+    assert killed >= kills / 2
+    ranks.run(size, train, demo_root, tmp_path / "killed", workers, 600.0)
+    assert_same_run(tmp_path / "killed", tmp_path / "whole")
+    leftovers = [p.name for p in (tmp_path / "killed/checkpoints").iterdir() if p.suffix == ".tmp"]
+    assert [name for name in leftovers if name.startswith(".state")] == []
+
+
+def test_what_has_changed_is_said(demo_root, tmp_path):
+    train(demo_root, tmp_path / "run", 0, 600.0, "train.epochs=1")
+    with pytest.raises(CheckpointError, match="cannot be continued") as caught:
+        train(
+            *(demo_root, tmp_path / "run", 0, 600.0, "train.epochs=1"),
+            *("train.lr=2e-3", "train.batch_size=16", "model.drop_path=0.2"),
+        )
+    assert caught.value.why.splitlines() == [
+        "train.batch_size: 8 then, 16 now",
+        "train.lr: 0.0008 then, 0.002 now",
+        "clips per step: 8 then, 16 now",
+    ]
+    assert "--init-from" in caught.value.fix
+
+
+def test_other_data_are_refused(demo_root, tmp_path):
+    import shutil
+
+    copy = tmp_path / "demo"
+    shutil.copytree(demo_root, copy)
+    train(copy, tmp_path / "run", 0, 600.0, "train.epochs=1")
+    lines = (copy / "train.csv").read_text().splitlines(keepends=True)
+    (copy / "train.csv").write_text("".join(lines[:-1]))
+    with pytest.raises(CheckpointError) as caught:
+        train(copy, tmp_path / "run", 0, 600.0, "train.epochs=1")
+    assert caught.value.why.startswith("training manifest: 48 videos (")
+    assert "47 videos" in caught.value.why
+
+
+def test_names_that_come_and_go_are_differences():
+    assert differences({"a": 1, "b": 2}, {"a": 1, "c": 3}) == [
+        "b: 2 then, nothing now",
+        "c: nothing then, 3 now",
+    ]
+    assert differences({"a": [1]}, {"a": [1]}) == []
