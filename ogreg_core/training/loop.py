@@ -187,7 +187,7 @@ class Trainer:
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
-            raise self.memory_advice(str(error).splitlines()[0]) from error
+            raise self.memory_advice(str(error).partition("\n")[0]) from error
 
     def _exchange(
         self,

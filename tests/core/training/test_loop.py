@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import resource
 import shutil
 import signal
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,12 +14,13 @@ import torch.nn.functional as F
 from torch import nn
 
 from ogreg_core.data.transforms import to_input
-from ogreg_core.errors import CheckpointError, DataError, Interrupted, WorkFailed
+from ogreg_core.errors import CheckpointError, DataError, Interrupted, OutOfMemory, WorkFailed
 from ogreg_core.progress import Note, Progress, ignore_progress
 from ogreg_core.recipe import load_recipe
 from ogreg_core.runs import RunFolder
 from ogreg_core.training.assemble import build_trainer, describe_run, load_splits
-from ogreg_core.training.state import load_state, save_state
+from ogreg_core.training.state import Position, load_state, save_state
+from tests import ranks
 from tests.conftest import TINY
 
 # Everything on that draws at random.
@@ -217,6 +220,67 @@ def test_a_failed_save_keeps_the_old_state(tmp_path, demo_root, monkeypatch):
     with pytest.raises(OSError, match="No space"):
         save_state(trainer.run.state, trainer.position, {}, {})
     monkeypatch.undo()
+    assert load_state(trainer.run.state, trainer.settings.identity)[0].step == 0
+
+
+def test_a_state_file_that_would_run_code_is_refused(tmp_path):
+    class Malicious:
+        def __reduce__(self):
+            return Path.touch, (tmp_path / "owned",)
+
+    path = tmp_path / "checkpoints" / "state.pt"
+    path.parent.mkdir()
+    torch.save({"position": {}, "identity": {}, "parts": Malicious()}, path)
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        load_state(path, {})
+    assert not (tmp_path / "owned").exists()
+
+
+def save_on_a_full_disk(path):
+    """In a process of its own, which may not write files of more than a megabyte."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2**20, 2**20))
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        save_state(path, Position(step=9), {}, {"model": torch.zeros(2**20)})
+    except Exception as error:
+        return type(error).__name__
+    return "saved"
+
+
+def test_a_disk_that_fills_up_leaves_the_state_before(tmp_path):
+    path = tmp_path / "checkpoints" / "state.pt"
+    path.parent.mkdir()
+    save_state(path, Position(step=5), {}, {"model": torch.zeros(8)})
+    assert ranks.run(1, save_on_a_full_disk, path) != ["saved"]
+    position, parts = load_state(path, {})
+    assert position.step == 5
+    assert torch.equal(parts["model"], torch.zeros(8))
+    assert [file.name for file in path.parent.iterdir()] == ["state.pt"]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
+        RuntimeError(
+            "[enforce fail at alloc_cpu.cpp:115] . DefaultCPUAllocator: can't allocate memory"
+        ),
+        MemoryError(),
+    ],
+    ids=["gpu", "cpu", "python"],
+)
+def test_too_little_memory_says_what_to_lower(error, demo_root, tmp_path, monkeypatch):
+    trainer = trainer_for(demo_root, tmp_path / "run")
+
+    def fail(*_arguments):
+        raise error
+
+    monkeypatch.setattr(trainer.step, "_loss", fail)
+    with pytest.raises(OutOfMemory, match="16 clips of 4 x 32 x 32") as caught:
+        trainer.fit()
+    assert caught.value.fix.splitlines()[0].startswith("train.accumulate=2")
+    assert "train.checkpoint_stages=[1,2,3,4]" in caught.value.fix
+    # What was saved before the step is still there.
     assert load_state(trainer.run.state, trainer.settings.identity)[0].step == 0
 
 
