@@ -8,7 +8,7 @@ import sys
 
 from ogreg_cli.app import app
 from ogreg_cli.console import emit_json, error_document, explain, fail
-from ogreg_core.errors import Interrupted, UsageError
+from ogreg_core.errors import EnvironmentFault, LostPeer, OutOfMemory, UsageError, VideoError
 from ogreg_core.launching import is_silent
 
 _USAGE, _INTERRUPTED = 2, 130
@@ -37,7 +37,8 @@ def main() -> None:
 def _fail_quietly(error: Exception) -> int:
     """Of several processes the main one speaks for all, unless something happened to another."""
     known = explain(error)
-    if not isinstance(known, (UsageError, Interrupted)):
+    of_its_own = isinstance(known, (VideoError, EnvironmentFault, OutOfMemory))
+    if (of_its_own and not isinstance(known, LostPeer)) or known.kind == "internal":
         rank = os.environ["RANK"]
         print(f"process {rank}: error: {known}", file=sys.stderr, flush=True)  # noqa: T201
     return known.exit_code

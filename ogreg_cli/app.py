@@ -9,6 +9,7 @@ import typer
 
 from ogreg_cli import (
     compare,
+    convert,
     data,
     evaluate,
     fuse,
@@ -72,6 +73,7 @@ app.command("profile", epilog=profile.EXAMPLES)(profile.profile)
 app.command("predict", epilog=predict.EXAMPLES)(predict.predict)
 app.command("visualize-gaze", epilog=visualize_gaze.EXAMPLES)(visualize_gaze.visualize_gaze)
 app.command("models", epilog=models.EXAMPLES)(models.models)
+app.command("convert", epilog=convert.EXAMPLES)(convert.convert)
 app.command("runs", epilog=runs.EXAMPLES)(runs.runs)
 app.command("report", epilog=report.EXAMPLES)(report.report)
 

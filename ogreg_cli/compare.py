@@ -9,8 +9,8 @@ import typer
 
 from ogreg_cli.common import Json
 from ogreg_cli.console import emit_json, info, loading, print_table, result, settings
-from ogreg_cli.evaluate import thousands
-from ogreg_core.errors import UsageError
+from ogreg_cli.report import check_new_file
+from ogreg_core.run_records import thousands
 
 if TYPE_CHECKING:
     from ogreg_core.saved_scores import Comparison, SavedScores
@@ -21,6 +21,8 @@ EXAMPLES = (
 )
 
 _LISTED = 20
+# Smaller probabilities are no numbers any more that a double can hold well.
+_SMALLEST_P = 1e-300
 _COLUMNS = ["path", "label", "right", "a", "a_probability", "b", "b_probability"]
 
 
@@ -35,9 +37,10 @@ def compare(
     ] = None,
     json: Json = False,
 ) -> None:
-    """Compare two evaluations video by video: McNemar's exact test, and which videos changed."""
-    if out is not None and out.exists():
-        raise UsageError(f"{out} exists already", fix="choose another --out")
+    """Compare two evaluations video by video: the difference with Tango's 95 % interval, McNemar's exact
+    test, and which videos changed. A video that one could not read is wrong there.
+    """
+    check_new_file(out)
     loading()
     from ogreg_core.files import write_text_atomic
     from ogreg_core.saved_scores import compare as pair
@@ -47,16 +50,15 @@ def compare(
     found = pair(a, b, (str(first), str(second)))
     changed = _changed(found, a)
     if out is not None:
-        out.parent.mkdir(parents=True, exist_ok=True)
         write_text_atomic(out, _csv(changed))
     document = {
         "schema": "ogreg.compare.v1",
-        "a": _side(first, a, found.top1()[0]),
-        "b": _side(second, b, found.top1()[1]),
+        "a": _side(first, a, found.top1()[0], found.unreadable[0]),
+        "b": _side(second, b, found.top1()[1], found.unreadable[1]),
         "difference_pct": found.top1()[1] - found.top1()[0],
+        "difference_interval_pct": list(found.interval()),
         "p_value": found.p_value(),
-        "videos": len(found.rows),
-        "left_out_videos": len(a.paths) - len(found.rows),
+        "videos": found.videos,
         **found.counts(),
         "changed": changed,
     }
@@ -70,19 +72,19 @@ def compare(
         _list(changed)
 
 
-def _side(path: Path, saved: SavedScores, top1: float) -> dict[str, Any]:
+def _side(path: Path, saved: SavedScores, top1: float, unreadable: int) -> dict[str, Any]:
     keys = ("checkpoint", "model", "seed", "dataset", "split", "protocol")
-    return {"path": str(path), **{key: saved.about.get(key) for key in keys}, "top1_pct": top1}
+    about = {key: saved.about.get(key) for key in keys}
+    return {"path": str(path), **about, "top1_pct": top1, "unreadable_videos": unreadable}
 
 
 def _changed(found: Comparison, saved: SavedScores) -> list[dict[str, Any]]:
     """The videos that one gets right and the other wrong, in manifest order."""
     changed = []
-    for place in found.changed():
-        row = int(found.rows[place])
-        names = [saved.labels[p] if p >= 0 else "" for p in found.predicted[:, place].tolist()]
-        scores = found.probability[:, place].tolist()
-        right = "a" if found.right[0, place] else "b"
+    for row in found.changed():
+        names = [saved.labels[p] if p >= 0 else "" for p in found.predicted[:, row].tolist()]
+        scores = [None if score != score else score for score in found.probability[:, row].tolist()]
+        right = "a" if found.right[0, row] else "b"
         label = saved.labels[int(saved.targets[row])]
         cells = [saved.paths[row], label, right, names[0], scores[0], names[1], scores[1]]
         changed.append(dict(zip(_COLUMNS, cells, strict=True)))
@@ -106,7 +108,7 @@ def _csv(changed: list[dict[str, Any]]) -> str:
 def _print(document: dict[str, Any]) -> None:
     a, b = document["a"], document["b"]
     print_table(
-        f"{a['dataset']}/{a['split']}: {thousands(document['videos'])} videos that both scored",
+        f"{a['dataset']}/{a['split']}: {thousands(document['videos'])} videos",
         ["", "evaluation", "model", "protocol", "top-1"],
         [
             [name, side["path"], side["model"], side["protocol"], f"{side['top1_pct']:.2f} %"]
@@ -114,12 +116,19 @@ def _print(document: dict[str, Any]) -> None:
         ],
         right=(4,),
     )
-    result(f"B - A: {document['difference_pct']:+.2f} points, p = {document['p_value']:.2g}")
+    low, high = document["difference_interval_pct"]
+    difference = f"B - A: {document['difference_pct']:+.2f} points"
+    result(f"{difference}, 95 % interval {low:+.2f} to {high:+.2f}, {_p(document['p_value'])}")
     names = {"both_right": "both right", "only_a": "only A", "only_b": "only B"}
     names["both_wrong"] = "both wrong"
     result(", ".join(f"{name} {thousands(document[key])}" for key, name in names.items()))
-    if document["left_out_videos"]:
-        info(f"videos left out, not scored by both: {thousands(document['left_out_videos'])}")
+    counts = [side["unreadable_videos"] for side in (a, b)]
+    if any(counts):
+        info(f"unreadable, counted as wrong: {', '.join(map(thousands, counts))} (A, B)")
+
+
+def _p(value: float) -> str:
+    return f"p < {_SMALLEST_P:g}" if value < _SMALLEST_P else f"p = {value:.2g}"
 
 
 def _list(changed: list[dict[str, Any]]) -> None:
@@ -135,8 +144,7 @@ def _list(changed: list[dict[str, Any]]) -> None:
                 item["right"].upper(),
                 item["path"],
                 item["label"],
-                f"{item['a']} {item['a_probability']:.2f}",
-                f"{item['b']} {item['b_probability']:.2f}",
+                *(_guess(item[side], item[f"{side}_probability"]) for side in ("a", "b")),
             ]
             for item in shown
         ],
@@ -144,3 +152,7 @@ def _list(changed: list[dict[str, Any]]) -> None:
     if len(shown) < len(changed):
         rest = thousands(len(changed) - len(shown))
         info(f"{rest} more: --out FILE.csv, or ogreg -v compare ...")
+
+
+def _guess(name: str, probability: float | None) -> str:
+    return "no score" if probability is None else f"{name} {probability:.2f}"

@@ -15,7 +15,15 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from ogreg_core.errors import EnvironmentFault, Interrupted, OgregError, OutOfMemory
+from ogreg_core.errors import (
+    EnvironmentFault,
+    Interrupted,
+    LostPeer,
+    OgregError,
+    OutOfMemory,
+    is_lost_peer,
+    is_out_of_memory,
+)
 from ogreg_core.progress import Note, Progress
 
 if TYPE_CHECKING:
@@ -336,12 +344,16 @@ def translate(error: BaseException) -> OgregError | None:
         return error
     if isinstance(error, KeyboardInterrupt):
         return Interrupted("stopped", signal_number=2)
-    out_of_memory = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
-    if out_of_memory or "can't allocate memory" in str(error):
+    if is_lost_peer(error):
+        return LostPeer(
+            "another process of the job has ended",
+            fix="look for its error above, or for that of the launcher",
+        )
+    if is_out_of_memory(error):
         return OutOfMemory(
             "the device ran out of memory",
-            why=(str(error).splitlines() or [""])[0],
-            fix="lower train.batch_size, data.frames or data.size",
+            why=str(error).partition("\n")[0],
+            fix="fewer videos at a time (--batch-size 1), fewer --clips and --crops, or --device cpu",
         )
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:
         return EnvironmentFault(
@@ -356,10 +368,10 @@ def explain(error: BaseException) -> OgregError:
     """The user-facing form of any exception, with the exit code that it leads to."""
     known = translate(error)
     if known is None:
-        last = traceback.extract_tb(error.__traceback__)[-1]
+        frames = traceback.extract_tb(error.__traceback__)
         known = OgregError(
             f"unexpected {type(error).__name__}: {error}",
-            where=f"{Path(last.filename).name} line {last.lineno}",
+            where=f"{Path(frames[-1].filename).name} line {frames[-1].lineno}" if frames else "",
             fix="this is a bug in ogreg; run again with OGREG_DEBUG=1 and report the traceback",
         )
         known.exit_code = _INTERNAL_ERROR

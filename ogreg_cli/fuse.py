@@ -10,7 +10,7 @@ import typer
 
 from ogreg_cli.common import Json
 from ogreg_cli.console import info, loading
-from ogreg_cli.evaluate import show_report
+from ogreg_cli.evaluate import show_report, tracked
 from ogreg_core.errors import UsageError
 
 EXAMPLES = (
@@ -39,20 +39,23 @@ def fuse(
     if len(evaluations) < 2:
         raise UsageError("fusion needs at least two evaluations", fix="ogreg fuse --help")
     shares = _weights(weights, len(evaluations))
+    from ogreg_core.runs import RunFolder
+
+    RunFolder.check_free(out)
     loading()
     from ogreg_core.evaluation_report import EvaluationReport
-    from ogreg_core.runs import RunFolder
     from ogreg_core.saved_scores import fuse as fuse_scores
     from ogreg_core.saved_scores import read_scores
 
-    RunFolder.check_free(out)
     members = [read_scores(path) for path in evaluations]
     names = [str(path) for path in evaluations]
     saved, partly = fuse_scores(members, shares, names)
     if partly:
         info(f"videos with a score in some of the evaluations only, which is taken: {partly}")
-    report = EvaluationReport.of(saved)
     run = RunFolder.create("fuse", saved.about["dataset"] or "scores", out)
+    with tracked(run, "fuse", saved.about):
+        report = EvaluationReport.of(saved).finished()
+        report.write(run)
     show_report(report, run, json=json)
 
 

@@ -8,6 +8,7 @@ import signal
 import sys
 import uuid
 
+from ogreg_cli.console import info
 from ogreg_core.errors import UsageError
 from ogreg_core.launching import is_launched
 
@@ -43,8 +44,15 @@ def launch(processes: int) -> int:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-    # What failed is said by the process that it happened to.
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
+    for name in list(logging.root.manager.loggerDict):
+        if name.startswith("torch.distributed"):
+            # What failed is said by the process that it happened to.
+            logging.getLogger(name).setLevel(logging.CRITICAL)
+    # torch passes on what it knows; SIGUSR1, which schedulers send, it does not.
+    if hasattr(signal, "SIGUSR1"):
+        signal.signal(signal.SIGUSR1, lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+    # Finishing a step and saving a large state takes longer than torch's 30 seconds.
+    os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "600")
     os.environ["OGREG_LAUNCHED"] = "1"
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (cores or 1) // processes)))
@@ -61,8 +69,13 @@ def launch(processes: int) -> int:
     try:
         elastic_launch(config, sys.executable)("-m", "ogreg_cli", *sys.argv[1:])
     except ChildFailedError as error:
-        first = min(error.failures.values(), key=lambda failure: failure.timestamp)
-        return _SIGNALLED - first.exitcode if first.exitcode < 0 else first.exitcode
+        rank, first = min(error.failures.items(), key=lambda item: item[1].timestamp)
+        if first.exitcode >= 0:
+            return first.exitcode
+        name = signal.Signals(-first.exitcode).name
+        hint = "; the system does so when memory runs out" if name == "SIGKILL" else ""
+        info(f"error: process {rank} was ended by {name}{hint}")
+        return _SIGNALLED - first.exitcode
     except SignalException as error:
         return 130 if error.sigval == signal.SIGINT else 143
     return 0

@@ -9,7 +9,12 @@ EXAMPLES = "Examples: ogreg models | ogreg models --json"
 
 
 def models(json: Json = False) -> None:
-    """List the models by name: usual input, parameters, multiply-adds, source."""
+    """List the models by name: usual input, parameters, GFLOPs, pretrained weights, source.
+
+    GFLOPs are billions of multiply-adds for one view of the usual input, each counted once, as in the
+    field's tables. Weights are names for `init.weights` and `ogreg convert`; files of other origin are
+    taken by both, too.
+    """
     from ogreg_core.models.registry import MODELS
 
     if json:
@@ -18,9 +23,13 @@ def models(json: Json = False) -> None:
                 "name": name,
                 "frames": entry.frames,
                 "size_px": entry.size,
+                "fixed_input": entry.fixed_input,
                 "params_m": entry.params_m,
                 "gmacs_per_view": entry.gmacs,
                 "options": list(entry.options),
+                "weights": list(entry.weights),
+                "mean": entry.mean,
+                "std": entry.std,
                 "source": entry.source,
             }
             for name, entry in MODELS.items()
@@ -28,8 +37,8 @@ def models(json: Json = False) -> None:
         emit_json({"schema": "ogreg.models.v1", "models": rows})
         return
     print_table(
-        "Models (400 classes; one multiply-add counts once)",
-        ["name", "input", "params (M)", "GMACs per view", "options", "source"],
+        "Models (400 classes; GFLOPs are multiply-adds per view, each counted once)",
+        ["name", "input", "params (M)", "GFLOPs (multiply-adds)", "options", "weights", "source"],
         [
             [
                 name,
@@ -37,6 +46,7 @@ def models(json: Json = False) -> None:
                 f"{entry.params_m:.2f}",
                 f"{entry.gmacs:g}",
                 ", ".join(entry.options),
+                ", ".join(entry.weights),
                 entry.source,
             ]
             for name, entry in MODELS.items()

@@ -47,7 +47,7 @@ def profile(
 
     chosen = pick_device(device)
     frames, size = frames or entry.frames, size or entry.size
-    built = create_model(model, classes, **options).eval()
+    built = create_model(model, classes, frames=frames, size=size, **options).eval()
     clip = torch.randn(1, 3, frames, size, size)
     flops = profiling.count_multiply_adds(built, clip)
     built.to(chosen)

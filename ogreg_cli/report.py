@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 from enum import Enum
 from pathlib import Path
@@ -10,8 +11,8 @@ from typing import Annotated
 import typer
 
 from ogreg_cli.common import Json
-from ogreg_cli.console import loading, result
-from ogreg_core.errors import UsageError
+from ogreg_cli.console import emit_json, error_document, loading, result
+from ogreg_core.errors import EnvironmentFault, OgregError, UsageError
 
 EXAMPLES = (
     "Examples: ogreg report runs/eval/demo | ogreg report runs/eval --out table.tex | "
@@ -56,19 +57,28 @@ def report(
     counts by its best checkpoint unless that has been evaluated. Runs that are not finished are listed
     below with the reason.
     """
+    try:
+        _report(runs, format, out, json)
+    except OgregError as error:
+        # With --json the error becomes a document where all errors end.
+        if format is Format.json and not json:
+            emit_json(error_document(error))
+        raise
+
+
+def _report(runs: list[Path], format: Format | None, out: Path | None, json: bool) -> None:
     chosen = _choose(format, out, json)
-    _check_out(out)
+    check_new_file(out)
     loading()
     from ogreg_core.files import write_text_atomic
     from ogreg_core.report import build_report
     from ogreg_core.report_formats import render
 
     text = render(build_report(runs), chosen)
-    if out is None:
-        result(text.rstrip("\n"))
-    else:
+    if out is not None:
         write_text_atomic(out, text)
-        result(str(out))
+    # With --json stdout holds one document, also beside a file.
+    result(text.rstrip("\n") if out is None or json else str(out))
 
 
 def _choose(format: Format | None, out: Path | None, json: bool) -> str:
@@ -85,14 +95,24 @@ def _choose(format: Format | None, out: Path | None, json: bool) -> str:
     return wanted.pop() if wanted else "markdown"
 
 
-def _check_out(out: Path | None) -> None:
-    """Refuse a file that cannot or must not be written, before any work is done."""
+def check_new_file(out: Path | None) -> None:
+    """Refuse a file that cannot or must not be written, before any work is done.
+
+    Raises:
+        UsageError: it exists, or its folder does not.
+        EnvironmentFault: nothing may be written there.
+    """
     if out is None:
         return
-    if out.exists():
-        raise UsageError(f"{out} exists", fix="choose another --out")
-    if not out.parent.is_dir():
+    if os.path.lexists(out):
+        raise UsageError(f"{out} exists already", fix="choose another --out")
+    above = next(folder for folder in out.parents if os.path.lexists(folder))
+    if not above.is_dir():
+        raise UsageError(f"{above} is a file, not a folder", fix="choose another --out")
+    if above != out.parent:
         raise UsageError(
             f"the folder {out.parent} does not exist",
             fix=f"mkdir -p {shlex.quote(str(out.parent))}",
         )
+    if not os.access(above, os.W_OK | os.X_OK):
+        raise EnvironmentFault(f"no permission for {above}", fix="choose another --out")

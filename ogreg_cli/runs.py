@@ -14,7 +14,7 @@ import typer
 from ogreg_cli.common import Json
 from ogreg_cli.console import clock, emit_json, info, print_table, settings
 from ogreg_core.errors import DataError
-from ogreg_core.run_records import RunRecord, find_runs, read_run
+from ogreg_core.run_records import RunRecord, find_runs, read_run, share_text, thousands
 
 EXAMPLES = "Examples: ogreg runs | ogreg runs runs/train/demo --sort top1 | ogreg runs --all --json"
 
@@ -66,7 +66,7 @@ def runs(
     shown = found if everything else found[:_MOST]
     _print([_row(run) for run in shown])
     if len(found) > len(shown):
-        info(f"{len(found) - len(shown)} more: --all")
+        info(f"{thousands(len(found) - len(shown))} more: --all")
     if settings.verbose:
         for run in shown:
             if run.state not in ("done", "running"):
@@ -123,12 +123,12 @@ def _percent(value: float | None) -> str:
 
 def _videos(run: RunRecord) -> str:
     """Readable videos, and of how many annotated ones where that is known."""
-    if run.videos is None:
+    if run.videos is None or run.scored is None:
         return ""
-    text = f"{run.videos - run.unreadable:,}"
-    if run.coverage_pct is not None:
-        return f"{text} ({run.coverage_pct:.1f} %)"
-    return f"{text} of {run.videos:,}" if run.unreadable else text
+    text = thousands(run.scored)
+    if run.annotated:
+        return f"{text} ({share_text(run.scored, run.annotated)})"
+    return f"{text} of {thousands(run.videos)}" if run.unreadable else text
 
 
 def _document(run: RunRecord) -> dict[str, Any]:
@@ -149,6 +149,7 @@ def _document(run: RunRecord) -> dict[str, Any]:
         "dataset": run.dataset,
         "frame_order": run.frame_order or "none",
         "videos": run.videos,
+        "scored_videos": run.scored,
         "unreadable": run.unreadable,
         "annotated_videos": run.annotated,
         "coverage_pct": run.coverage_pct,

@@ -13,7 +13,6 @@ from ogreg_cli.common import Device, Gpus, Json, Workers, default_loader_workers
 from ogreg_cli.console import Reporter, emit_json, explain, info, loading, print_table, result
 from ogreg_cli.launch import launch, wants_launch
 from ogreg_core.errors import DataError, Interrupted, UsageError
-from ogreg_core.launching import launch_id, restarts
 
 if TYPE_CHECKING:
     from ogreg_core.distributed import World
@@ -96,20 +95,23 @@ def train(
         flags.append(f"init.weights={init_from}")
     changes = list(overrides or [])
     looks = [dry_run, print_recipe, print_groups]
-    if sum(looks) > 1 or (any(looks) and (out or resume or gpus)) or (print_recipe and json):
+    asks = out or resume or (gpus and not dry_run)
+    if sum(looks) > 1 or (any(looks) and asks) or (print_recipe and json):
         raise UsageError(
-            "--dry-run, --print-recipe and --print-groups exclude each other, --out, --resume and --gpus",
+            "--dry-run, --print-recipe and --print-groups exclude each other, --out and --resume",
             why="they start nothing; --print-recipe has no --json, it is TOML already",
         )
     where = Where(device, workers, save_minutes, json)
     if resume is not None:
-        if out or (recipe is None and (flags or changes)):
+        if recipe is not None and "=" in recipe:
+            changes.insert(0, recipe)
+            recipe = None
+        if out or flags:
             raise UsageError(
-                "--resume continues a run exactly, in its own folder",
-                why="a recipe with overrides may be given and is compared with the run's",
+                "--resume continues a run exactly, in its own folder, from its own seed and weights",
                 fix=f"ogreg train --resume {resume}, or start anew: ogreg train RECIPE --init-from {resume}",
             )
-        expected = load(recipe, changes, flags) if recipe else None
+        expected = load(recipe or str(_recipe_of(resume)), changes, [])
         if wants_launch(gpus):
             raise typer.Exit(launch(gpus or 1))
         _resume(resume, expected, where)
@@ -122,7 +124,7 @@ def train(
     elif print_groups:
         _print_groups(loaded, json)
     elif dry_run:
-        _dry_run(loaded, device, workers, json)
+        _dry_run(loaded, where, gpus or 1)
     elif wants_launch(gpus):
         raise typer.Exit(launch(gpus or 1))
     else:
@@ -136,45 +138,49 @@ def load(recipe: str, changes: list[str], flags: list[str]) -> LoadedRecipe:
     return load_recipe(recipe, changes, flags)
 
 
-def _start(loaded: LoadedRecipe, out: Path | None, where: Where) -> None:
-    loading()
-    from ogreg_core.distributed import join
-    from ogreg_core.runs import RunFolder, find_launched
-    from ogreg_core.training.assemble import describe_run, load_splits
-
-    with join(where.device) as (world, device):
-        before = find_launched(loaded.name, out, launch_id()) if restarts() else None
-        before = world.broadcast(before)
-        if before is not None:
-            # torchrun has started the job anew after a process died: go on, do not begin again.
-            _continue(RunFolder(before), loaded, world, device, where)
-            return
-        if world.is_main:
-            RunFolder.check_free(out)
-            _render_demo_if_missing(loaded)
-        world.barrier()
-        splits = load_splits(loaded.recipe)
-        run: RunFolder | None = None
-        if world.is_main:
-            run = RunFolder.create("train", loaded.name, out)
-            describe_run(run, loaded, splits)
-            run.write_json("launch.json", {"id": launch_id(), "processes": world.size})
-        run = world.broadcast(run)
-        assert run is not None
-        _run(loaded, splits, run, world, device, where, resume=False)
-
-
-def _resume(folder: Path, expected: LoadedRecipe | None, where: Where) -> None:
-    from dataclasses import replace
-
-    from ogreg_core.recipe import load_recipe
-    from ogreg_core.runs import RunFolder
-
+def _recipe_of(folder: Path) -> Path:
     file = folder / "recipe.toml"
     if not file.is_file():
         raise DataError(f"{folder} is not a run folder", why=f"{file} does not exist")
+    return file
+
+
+def _start(loaded: LoadedRecipe, out: Path | None, where: Where) -> None:
+    loading()
+    from ogreg_core.distributed import join
+    from ogreg_core.runs import RunFolder
+    from ogreg_core.training.assemble import describe_run, load_splits, order_of
+
+    with join(where.device) as (world, device):
+        before = world.on_main(lambda: world.recall("run"))
+        if before is not None and RunFolder(Path(before)).state.is_file():
+            # torchrun has started the job anew after a process died: go on, do not begin again.
+            _continue(RunFolder(Path(before)), loaded, world, device, where)
+            return
+
+        def prepare() -> None:
+            RunFolder.check_free(out)
+            _render_demo_if_missing(loaded)
+
+        world.on_main(prepare)
+        splits = load_splits(loaded.recipe)
+        order_of(loaded.recipe, len(splits.train.rows), world)
+
+        def create() -> RunFolder:
+            run = RunFolder.create("train", loaded.name, out)
+            describe_run(run, loaded, splits)
+            world.remember("run", str(run.path.resolve()))
+            return run
+
+        _run(loaded, splits, world.on_main(create), world, device, where, resume=False)
+
+
+def _resume(folder: Path, loaded: LoadedRecipe, where: Where) -> None:
+    from dataclasses import replace
+
+    from ogreg_core.runs import RunFolder
+
     run = RunFolder(folder)
-    loaded = expected or load_recipe(str(file))
     loaded = replace(loaded, name=run.read_json("data.json")["recipe"])
     loading()
     from ogreg_core.distributed import join
@@ -188,7 +194,9 @@ def _continue(
 ) -> None:
     from ogreg_core.training.assemble import load_splits
 
-    splits = load_splits(loaded.recipe, Path(run.read_json("data.json")["folder"]))
+    moved = "data.root" in loaded.origins and loaded.origins["data.root"] == "override"
+    known = None if moved else Path(run.read_json("data.json")["folder"])
+    splits = load_splits(loaded.recipe, known)
     _run(loaded, splits, run, world, device, where, resume=True)
 
 
@@ -218,7 +226,12 @@ def _run(
     from ogreg_core.training.assemble import build_trainer
 
     count = default_loader_workers() if where.workers is None else where.workers
-    log = run.open_log() if world.is_main else None
+    owned: list[Any] = []
+    # Two processes that train in one folder would ruin it for both.
+    world.on_main(lambda: owned.append(run.own()))
+    log = None
+    # A run that cannot be continued is left as it is.
+    began = not resume
     try:
         with Reporter() as reporter:
             info(
@@ -233,32 +246,31 @@ def _run(
                 on_progress=reporter,
                 world=world,
                 save_seconds=60 * where.save_minutes,
+                starting_weights=not resume,
             )
-            _announce(loaded, splits, trainer, world, reporter)
             if resume:
                 trainer.resume()
-                info(
-                    f"continuing after epoch {trainer.position.epoch}, step {trainer.position.step}"
-                )
+            began = True
+            log = run.open_log() if world.is_main else None
+            _announce(loaded, splits, trainer, world)
             if world.is_main:
                 run.note_command()
                 run.status("running", 0, resume=_resume_command(run))
             trainer.fit()
     except BaseException as error:
-        if world.is_main:
+        if world.is_main and began:
             _note_failure(run, error)
         raise
     finally:
-        if log is not None:
-            log.close()
+        for file in (log, *owned):
+            if file is not None:
+                file.close()
     if world.is_main:
         run.status("done", 0)
         _report(loaded, splits, run, trainer, where.json)
 
 
-def _announce(
-    loaded: LoadedRecipe, splits: Splits, trainer: Trainer, world: World, reporter: Reporter
-) -> None:
+def _announce(loaded: LoadedRecipe, splits: Splits, trainer: Trainer, world: World) -> None:
     """Who takes part, what a step consists of, and what the first checks found."""
     import socket
 
@@ -270,9 +282,10 @@ def _announce(
         info(f"{world.size} processes on {', '.join(hosts)}")
     for sentence in describe_step(loaded.recipe, trainer.order):
         info(sentence)
-    if world.is_main:
-        for sentence in quick_checks(loaded.recipe, splits, trainer.run.path):
-            info(f"note: {sentence}")
+    for sentence in world.on_main(lambda: quick_checks(loaded.recipe, splits, trainer.run.path)):
+        info(f"note: {sentence}")
+    if trainer.resumed:
+        info(f"continuing after epoch {trainer.position.epoch}, step {trainer.position.step}")
 
 
 def _note_failure(run: RunFolder, error: BaseException) -> None:
@@ -381,29 +394,35 @@ def _print_groups(loaded: LoadedRecipe, json: bool) -> None:
     )
 
 
-def _dry_run(loaded: LoadedRecipe, device: str, workers: int | None, json: bool) -> None:
+def _shown(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+    return str(value)
+
+
+def _dry_run(loaded: LoadedRecipe, where: Where, processes: int) -> None:
     loading()
     from ogreg_core.devices import pick_device
     from ogreg_core.training.preflight import check_recipe
 
-    count = default_loader_workers() if workers is None else workers
-    found = check_recipe(loaded, pick_device(device), workers=count)
-    if json:
+    count = default_loader_workers() if where.workers is None else where.workers
+    device = pick_device(where.device)
+    found = check_recipe(loaded, device, workers=count, processes=processes)
+    if where.json:
         emit_json(
             {
                 "schema": "ogreg.dry-run.v1",
                 "recipe": loaded.name,
-                **found.figures,
+                "figures": found.figures,
                 "missing": found.missing,
                 "problems": found.problems,
                 "notes": found.notes,
             }
         )
         raise typer.Exit(bool(found.problems))
-    rows = [
-        [name, f"{value:,.1f}" if isinstance(value, float) else str(value)]
-        for name, value in found.figures.items()
-    ]
+    rows = [[name.replace("_", " "), _shown(value)] for name, value in found.figures.items()]
     print_table(f"Dry run of {loaded.name}", ["check", "figure"], rows, right=(1,))
     for kind, sentences in (
         ("missing", found.missing),

@@ -50,6 +50,8 @@ class CheckpointInfo:
         experiment_sha256: the same without the seed; runs that agree in it can be averaged.
         seed: of the training.
         epoch: finished epochs.
+        role: ``best`` if it was kept because of its validation score, ``last`` if it is the latest.
+        validations: so many had been made; of a best checkpoint it is the best of them.
         metrics: validation figures in percent.
         version: of ogreg.
     """
@@ -73,6 +75,8 @@ class CheckpointInfo:
     experiment_sha256: str = ""
     seed: int = 0
     epoch: int = 0
+    role: str = ""
+    validations: int = 0
     metrics: dict[str, float] = field(default_factory=dict)
     version: str = __version__
 
@@ -158,7 +162,13 @@ def load_model(path: str | Path) -> tuple[nn.Module, CheckpointInfo]:
     """
     state, info = load_checkpoint(path)
     try:
-        model = create_model(info.model, len(info.labels), **info.options)
+        model = create_model(
+            info.model,
+            len(info.labels),
+            frames=info.sampling.frames,
+            size=info.size,
+            **info.options,
+        )
         model.load_state_dict(state)
     except (UsageError, RuntimeError, TypeError, ValueError) as error:
         raise CheckpointError(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import warnings
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -88,6 +89,20 @@ def _short(label: str, longest: int = _LONGEST_NAME) -> str:
     return text if len(text) <= longest else f"{text[: longest - half - 1]}…{text[-half:]}"
 
 
+def _name(number: int, label: str, longest: int = _LONGEST_NAME) -> str:
+    """A class's name, behind its number where the font lacks some of its characters."""
+    text = _short(label, longest)
+    return text if _characters().issuperset(map(ord, text)) else f"{number} {text}"
+
+
+@cache
+def _characters() -> frozenset[int]:
+    """What the default font can draw, as Unicode code points."""
+    from matplotlib.font_manager import FontProperties, findfont, get_font
+
+    return frozenset(get_font(findfont(FontProperties())).get_charmap())
+
+
 def _draw(matrix: np.ndarray, labels: Sequence[str], title: str) -> Figure:
     from matplotlib import colormaps
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -127,7 +142,7 @@ def _name_axes(axes: Any, labels: Sequence[str]) -> None:
         axes.tick_params(labelsize=8)
         return
     size = 9 if len(labels) <= _NUMBERED_CLASSES else 7
-    names = [_short(label) for label in labels]
+    names = [_name(number, label) for number, label in enumerate(labels)]
     places = np.arange(len(names))
     # A dollar sign in a name would begin a formula.
     options = {"fontsize": size, "parse_math": False}
@@ -149,11 +164,14 @@ def _list_pairs(axes: Any, matrix: np.ndarray, labels: Sequence[str], side: int)
     totals = matrix.sum(axis=1)
 
     def name(number: int) -> str:
-        text = _short(labels[number], _LONGEST_LISTED_NAME)
+        if len(labels) <= _NAMED_CLASSES:
+            return _name(number, labels[number], _LONGEST_LISTED_NAME)
         # Where the axes are not named their numbers lead to the place.
-        return text if len(labels) <= _NAMED_CLASSES else f"{number} {text}"
+        return f"{number} {_short(labels[number], _LONGEST_LISTED_NAME)}"
 
-    lines = ["most confused: share of the true class, videos, true > predicted class"]
+    lines = [
+        "most confused, by number of videos: share of the true class, videos, true > predicted class"
+    ]
     lines += [
         f"{videos / totals[true]:>4.0%} {videos:>5}   {name(true)}  >  {name(predicted)}"
         for true, predicted, videos in most_confused(matrix)

@@ -24,4 +24,7 @@ def pick_device(name: str = "auto") -> torch.device:
         raise EnvironmentFault(
             f"device {name!r} is not available", why=str(error).splitlines()[0], fix="--device cpu"
         ) from error
+    if device.type == "cuda" and device.index is not None:
+        # Pinned memory and libraries would otherwise open a context on the first GPU as well.
+        torch.cuda.set_device(device)
     return device

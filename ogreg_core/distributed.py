@@ -7,11 +7,14 @@ every exchange is the identity, so that callers need no second path.
 
 from __future__ import annotations
 
+import json
 import os
 import socket
-from collections.abc import Iterator, Sequence
+import time
+import uuid
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any, TypeVar, cast
 
@@ -19,8 +22,8 @@ import torch
 import torch.distributed as dist
 
 from ogreg_core.devices import pick_device
-from ogreg_core.errors import EnvironmentFault
-from ogreg_core.launching import is_launched, restarts
+from ogreg_core.errors import EnvironmentFault, OgregError, UsageError
+from ogreg_core.launching import is_launched, restarts_are_watched
 
 __all__ = ["SINGLE", "World", "join"]
 
@@ -30,6 +33,7 @@ Item = TypeVar("Item")
 _ARRIVAL = timedelta(minutes=5)
 # And in the middle of the work: longer than rendering, fetching weights or one slow batch.
 _PATIENCE = timedelta(hours=1)
+_ASK_SECONDS = 0.05
 
 
 @dataclass(frozen=True)
@@ -42,11 +46,13 @@ class World:
         rank: number of this process.
         size: how many there are.
         local_rank: number of this process on its machine.
+        store: torchrun's, which outlives the processes that it starts anew; None without it.
     """
 
     rank: int = 0
     size: int = 1
     local_rank: int = 0
+    store: dist.Store | None = field(default=None, compare=False, repr=False)
 
     @property
     def is_main(self) -> bool:
@@ -77,10 +83,39 @@ class World:
         dist.broadcast_object_list(box, src=0)
         return cast(Item, box[0])
 
+    def on_main(self, work: Callable[[], Item]) -> Item:
+        """The result of work that only the main process does, on every process; picklable.
+
+        Raises:
+            OgregError: what the work raised, on every process, so that none waits for ever.
+        """
+        result: Item | None = None
+        error: OgregError | None = None
+        if self.is_main:
+            try:
+                result = work()
+            except OgregError as raised:
+                error = raised
+        result, error = self.broadcast((result, error))
+        if error is not None:
+            raise error
+        return cast(Item, result)
+
     def barrier(self) -> None:
         """Wait until all processes are here."""
         if self.size > 1:
             dist.barrier()
+
+    def remember(self, name: str, value: str) -> None:
+        """Leave a note for processes that torchrun starts in the place of these."""
+        if self.store is not None:
+            self.store.set(f"ogreg/notes/{name}", value)
+
+    def recall(self, name: str) -> str | None:
+        """What processes of this job that have died left under this name."""
+        if self.store is None or not self.store.check([f"ogreg/notes/{name}"]):
+            return None
+        return self.store.get(f"ogreg/notes/{name}").decode()
 
 
 SINGLE = World()
@@ -103,68 +138,133 @@ def join(device: str = "auto") -> Iterator[tuple[World, torch.device]]:
         The processes, and the device of this one. NCCL connects GPUs, gloo CPUs.
 
     Raises:
-        EnvironmentFault: the device is not there, or not all processes arrive.
+        UsageError: one GPU by its number for several processes.
+        EnvironmentFault: the device is not there, or not all processes arrive within five minutes.
     """
     if not is_launched():
-        yield SINGLE, pick_device(device)
+        store = _connect(is_host=False) if restarts_are_watched() else None
+        yield (World(store=store) if store is not None else SINGLE), pick_device(device)
         return
-    world = World(
-        int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]), int(os.environ.get("LOCAL_RANK", 0))
-    )
-    if device in ("auto", "cuda") and torch.cuda.is_available():
-        device = f"cuda:{world.local_rank}"
-    chosen = pick_device(device)
-    if chosen.type == "cuda":
-        torch.cuda.set_device(chosen)
+    rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    local_rank = int(os.environ.get("LOCAL_RANK", 0))
+    chosen = _own_device(device, local_rank)
+    store = _connect(is_host=rank == 0 and not restarts_are_watched())
+    world = World(rank, size, local_rank, store if restarts_are_watched() else None)
     try:
-        store = _meet(world)
+        meeting = dist.PrefixStore(f"ogreg/{_meet(store, rank, size)}", store)
         dist.init_process_group(
             "nccl" if chosen.type == "cuda" else "gloo",
-            store=store,
-            rank=world.rank,
-            world_size=world.size,
+            store=meeting,
+            rank=rank,
+            world_size=size,
             timeout=_PATIENCE,
+            device_id=chosen if chosen.type == "cuda" else None,
+        )
+    except (RuntimeError, ValueError) as error:
+        raise _not_joined(f"process {rank} of {size} could not join the others", error) from error
+    yield world, chosen
+    # Not after an error: others may still wait for this process, whose end tells the launcher.
+    dist.destroy_process_group()
+
+
+def _own_device(device: str, local_rank: int) -> torch.device:
+    """The device of one of several processes on a machine."""
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    if device.startswith("cuda:") and here > 1:
+        raise UsageError(
+            f"--device {device} is one GPU, but {here} processes run on this machine",
+            fix="--device cuda; CUDA_VISIBLE_DEVICES chooses among GPUs",
+        )
+    gpus = torch.cuda.device_count()
+    wants_gpus = device == "cuda" or (device == "auto" and (gpus or "OGREG_LAUNCHED" in os.environ))
+    if not wants_gpus:
+        return pick_device("cpu" if device == "auto" else device)
+    if gpus < here:
+        raise EnvironmentFault(
+            f"{here} processes need as many GPUs; this machine has {gpus}",
+            fix=f"--gpus {gpus}" if gpus > 1 else "--device cpu runs the processes on the CPU",
+        )
+    return pick_device(f"cuda:{local_rank}")
+
+
+def _address() -> str:
+    return f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
+
+
+def _not_joined(what: str, error: BaseException) -> EnvironmentFault:
+    return EnvironmentFault(
+        what,
+        where=_address(),
+        why=(str(error).splitlines() or [type(error).__name__])[0],
+        fix="check that every machine was started with the same address, port and number of processes",
+    )
+
+
+def _connect(is_host: bool) -> dist.TCPStore:
+    """The store of the job: torchrun's, or one of the main process."""
+    try:
+        return dist.TCPStore(
+            os.environ["MASTER_ADDR"],
+            int(os.environ["MASTER_PORT"]),
+            is_master=is_host,
+            timeout=_ARRIVAL,
+            wait_for_workers=False,
         )
     except (RuntimeError, ValueError, KeyError) as error:
-        raise EnvironmentFault(
-            f"process {world.rank} of {world.size} could not join the others",
-            where=f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}",
-            why=(str(error).splitlines() or [type(error).__name__])[0],
-            fix="check that every machine was started with the same address, port and number of processes",
-        ) from error
-    try:
-        yield world, chosen
-    finally:
-        dist.destroy_process_group()
+        what = (
+            f"process {os.environ['RANK']} of {os.environ['WORLD_SIZE']} could not join the others"
+        )
+        raise _not_joined(what, error) from error
 
 
-def _meet(world: World) -> dist.Store:
-    """The store through which the processes find each other, once all have said that they are here.
+def _meet(store: dist.Store, rank: int, size: int) -> str:
+    """Agree with the other processes on a name for this meeting, once all of them are here.
+
+    torchrun keeps its store when it starts the job anew, with everything that the dead wrote into
+    it, and its machines count restarts differently. So the main process offers a name that never
+    was; each other one answers with a number that never was, and goes on when the main process has
+    seen that very number.
 
     Raises:
-        EnvironmentFault: names the processes that did not come.
+        EnvironmentFault: not all came; on the main process, names them.
     """
-    agent = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
-    everything = dist.TCPStore(
-        os.environ["MASTER_ADDR"],
-        int(os.environ["MASTER_PORT"]),
-        world.size,
-        is_master=world.is_main and not agent,
-        timeout=_ARRIVAL,
-        wait_for_workers=False,
+    until = time.monotonic() + _ARRIVAL.total_seconds()
+    own = uuid.uuid4().hex
+    if rank == 0:
+        store.set("ogreg/offer", own)
+        numbers = [own]
+        for other in range(1, size):
+            if not _comes(store, f"ogreg/{own}/{other}", until):
+                missing = [r for r in range(1, size) if not store.check([f"ogreg/{own}/{r}"])]
+                raise EnvironmentFault(
+                    f"process {', '.join(map(str, missing))} of {size} never arrived",
+                    where=f"{_address()}, on {socket.gethostname()}",
+                    why=f"waited for {_ARRIVAL.total_seconds():.0f} s",
+                    fix="look for an error of theirs above, or in the output of their machines",
+                )
+            numbers.append(store.get(f"ogreg/{own}/{other}").decode())
+        store.set(f"ogreg/{own}/all", json.dumps(numbers))
+        return own
+    while time.monotonic() < until:
+        if _comes(store, "ogreg/offer", until):
+            offer = store.get("ogreg/offer").decode()
+            store.set(f"ogreg/{offer}/{rank}", own)
+            if _comes(store, f"ogreg/{offer}/all", time.monotonic() + 20 * _ASK_SECONDS):
+                if json.loads(store.get(f"ogreg/{offer}/all"))[rank] == own:
+                    return offer
+                time.sleep(_ASK_SECONDS)
+    raise EnvironmentFault(
+        f"process {rank} of {size} waited for the others in vain",
+        where=_address(),
+        why=f"after {_ARRIVAL.total_seconds():.0f} s",
+        fix="look for an error of theirs above, or in the output of their machines",
     )
-    # torchrun keeps its store when it starts the job anew, with the addresses of the dead in it.
-    store = dist.PrefixStore(f"ogreg/{restarts()}", everything)
-    names = [f"here/{rank}" for rank in range(world.size)]
-    store.set(names[world.rank], socket.gethostname())
-    try:
-        store.wait(names, _ARRIVAL)
-    except RuntimeError as error:
-        missing = [str(rank) for rank, name in enumerate(names) if not store.check([name])]
-        raise EnvironmentFault(
-            f"process {', '.join(missing)} of {world.size} never arrived",
-            where=f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}",
-            why=f"waited for {_ARRIVAL.total_seconds():.0f} s",
-            fix="look for an error of theirs above, or in the output of their machines",
-        ) from error
-    return store
+
+
+def _comes(store: dist.Store, key: str, until: float) -> bool:
+    """Whether a key is set before a moment."""
+    while not store.check([key]):
+        if time.monotonic() >= until:
+            return False
+        time.sleep(_ASK_SECONDS)
+    return True

@@ -11,11 +11,13 @@ __all__ = [
     "DataError",
     "EnvironmentFault",
     "Interrupted",
+    "LostPeer",
     "OgregError",
     "OutOfMemory",
     "UsageError",
     "VideoError",
     "WorkFailed",
+    "is_lost_peer",
     "is_out_of_memory",
 ]
 
@@ -54,6 +56,13 @@ class OgregError(Exception):
         return [("where", self.where), ("why", self.why), ("fix", self.fix)]
 
 
+def is_lost_peer(error: BaseException) -> bool:
+    """Whether an error of torch means that another process of the job has gone."""
+    return isinstance(error, RuntimeError) and any(
+        words in str(error) for words in ("Connection closed by peer", "Connection reset by peer")
+    )
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error of Python or torch means that memory ran out; known by its name, so that torch
     need not be loaded.
@@ -61,8 +70,16 @@ def is_out_of_memory(error: BaseException) -> bool:
     return (
         isinstance(error, MemoryError)
         or type(error).__name__ == "OutOfMemoryError"
-        or "can't allocate memory" in str(error)
+        or any(words in str(error) for words in _NO_MEMORY)
     )
+
+
+_NO_MEMORY = (
+    "can't allocate memory",
+    "not enough memory",
+    "out of memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+)
 
 
 def _rebuild(cls: type[OgregError], what: str, where: str, why: str, fix: str) -> OgregError:
@@ -130,6 +147,10 @@ class EnvironmentFault(OgregError):
 
     exit_code = 4
     kind = "environment"
+
+
+class LostPeer(EnvironmentFault):
+    """Another process of the job has ended; it, or the launcher, says why."""
 
 
 class OutOfMemory(OgregError):

@@ -20,6 +20,9 @@ _FORM = re.compile(
     rf"|==?\s*(?P<value>{_NUMBER})\s*(?:\+-|\+/-|±)\s*(?P<tolerance>{_NUMBER}))",
     re.ASCII,
 )
+_PERCENT = 100.0
+# Those that are never meant to be a percent or less; 0 is the same as a share.
+_ACCURACIES = ("top1", "top5", "mean_class")
 _SPELLING = "--expect 'top1=78.8+-0.3', or --expect 'top1>=78.5'"
 # Decimal borders such as 78.8 - 0.3 are no binary numbers.
 _SLACK = 1e-9
@@ -49,7 +52,8 @@ def parse_expectation(text: str) -> Expectation:
     """Read ``FIGURE=VALUE+-TOLERANCE`` (also ``±``), ``FIGURE>=VALUE`` or ``FIGURE<=VALUE``, in percent.
 
     Raises:
-        UsageError: another form, or no such figure; says the right spelling.
+        UsageError: another form, no such figure, or a border that is no percentage; says the right
+            spelling.
     """
     match = _FORM.fullmatch(text.strip())
     if match is None:
@@ -65,12 +69,37 @@ def parse_expectation(text: str) -> Expectation:
             why=nearest(figure.lower(), FIGURES) or f"figures: {', '.join(FIGURES)}",
             fix=_SPELLING,
         )
+    _check_percent(text, match)
     if match["side"] == ">=":
         return Expectation(text, figure, float(match["bound"]), 100.0)
     if match["side"] == "<=":
         return Expectation(text, figure, 0.0, float(match["bound"]))
     value, tolerance = float(match["value"]), float(match["tolerance"])
     return Expectation(text, figure, value - tolerance, value + tolerance)
+
+
+def _check_percent(text: str, match: re.Match[str]) -> None:
+    """Refuse shares in 0..1 where percent are meant, and more than all.
+
+    Raises:
+        UsageError: says what was probably meant.
+    """
+    number = match["bound"] or match["value"]
+    if max(float(number), float(match["tolerance"] or 0)) > _PERCENT:
+        raise UsageError(f"--expect {text!r} asks for more than 100 percent", fix=_SPELLING)
+    if match["figure"] in _ACCURACIES and 0 < float(number) <= 1:
+        meant = f"{100 * float(number):g}"
+        place = match.start("bound") if match["bound"] else match.start("value")
+        stripped = text.strip()
+        right = stripped[:place] + meant + stripped[place + len(number) :]
+        tolerance = match["tolerance"]
+        if tolerance and float(tolerance) <= 1:
+            right = right[: -len(tolerance)] + f"{100 * float(tolerance):g}"
+        raise UsageError(
+            f"--expect {text!r} is a share, not a percentage",
+            why=f"figures are in percent: did you mean {meant}?",
+            fix=f"--expect {right!r}",
+        )
 
 
 def check_expectations(

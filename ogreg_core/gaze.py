@@ -36,9 +36,9 @@ class GazeResult:
         frames: the clip as the model saw it, uint8 ``[T, H, W, 3]``.
         indices: frame numbers in the file, ``[T]``.
         seconds: when they appear, ``[T]``.
-        gaze: frame dissimilarity, mean over the chosen blocks, float32 ``[T, H, W]``, not scaled.
-        glance: attention received relative to an even spread (1 = average), float32 ``[T, H, W]``.
-        profiles: per block name, curves over the intervals between token frames, each ``[T' - 1]``.
+        maps: those that the model has, mean over the chosen blocks, float32 ``[T, H, W]``: ``gaze``,
+            not scaled, and ``glance``, attention received relative to an even spread (1 = average).
+        profiles: per block name, curves over time, each ``[n]``.
         label, score: best class and its score.
         still: whether every gaze map is flat, as for a still clip.
     """
@@ -46,8 +46,7 @@ class GazeResult:
     frames: np.ndarray
     indices: list[int]
     seconds: list[float]
-    gaze: np.ndarray
-    glance: np.ndarray
+    maps: dict[str, np.ndarray]
     profiles: dict[str, dict[str, np.ndarray]]
     label: str
     score: float
@@ -89,10 +88,8 @@ def look(predictor: Predictor, path: str | Path, blocks: Sequence[str] = ()) -> 
 
     Raises:
         VideoError: the file cannot be read.
-        UsageError: the model offers no maps, or has no such block.
+        UsageError: the model has no such block.
     """
-    if not hasattr(predictor.model, "forward_with_maps"):
-        raise UsageError(f"model {predictor.info.model} offers no gaze maps")
     _, manifest = single_video(path)
     views = predictor.info.views(clips=1, crops=1)
     clip = load_views(manifest, manifest.rows[0], views)
@@ -105,18 +102,20 @@ def look(predictor: Predictor, path: str | Path, blocks: Sequence[str] = ()) -> 
     scores = logits.float().softmax(dim=-1)[0].cpu()
     best = int(scores.argmax())
     frames, size = clip.shape[2], (clip.shape[3], clip.shape[4])
-    gaze = torch.stack(
-        [_gaze_per_frame(found.gaze, frames, size) for found in shown.values()]
-    ).mean(0)
-    glance = torch.stack(
-        [_glance_per_frame(found.glance, frames, size) for found in shown.values()]
-    ).mean(0)
+    pictures = {
+        "gaze": [_gaze_per_frame(found, frames, size) for found in shown.values()],
+        "glance": [_glance_per_frame(found, frames, size) for found in shown.values()],
+    }
+    means = {
+        kind: torch.stack(existing).mean(0).numpy()
+        for kind, found in pictures.items()
+        if (existing := [picture for picture in found if picture is not None])
+    }
     return GazeResult(
         frames=clip[0].permute(1, 2, 3, 0).numpy(),
         indices=[number for number, _ in located],
         seconds=[seconds for _, seconds in located],
-        gaze=gaze.numpy(),
-        glance=glance.numpy(),
+        maps=means,
         profiles={
             name: {
                 curve: values[0].float().cpu().numpy() for curve, values in found.profiles.items()
@@ -125,7 +124,7 @@ def look(predictor: Predictor, path: str | Path, blocks: Sequence[str] = ()) -> 
         },
         label=predictor.info.labels[best],
         score=float(scores[best]),
-        still=float(gaze.mean()) < _STILL,
+        still="gaze" in means and float(means["gaze"].mean()) < _STILL,
     )
 
 
@@ -135,21 +134,28 @@ def _resample(maps: Tensor, frames: int, size: tuple[int, int]) -> Tensor:
     return F.interpolate(volume, size=(frames, *size), mode="trilinear")[0, 0]
 
 
-def _gaze_per_frame(gaze: Tensor, frames: int, size: tuple[int, int]) -> Tensor:
-    """Dissimilarity between token frames ``[1, T'-1, h, w]`` to a map per input frame.
+def _gaze_per_frame(found: BlockMaps, frames: int, size: tuple[int, int]) -> Tensor | None:
+    """The gaze of a clip as a map per input frame.
 
-    A token frame's map is the mean of the intervals before and after it; the ends have one each.
+    Of a map between token frames a frame gets the mean of the intervals before and after it; the
+    ends have one each.
     """
-    intervals = gaze[0]
-    if len(intervals) == 0:
+    if found.gaze is None:
+        return None
+    maps = found.gaze[0]
+    if len(maps) == 0:
         return torch.zeros(frames, *size)
-    padded = torch.cat([intervals[:1], intervals, intervals[-1:]])
-    return _resample((padded[:-1] + padded[1:]) / 2, frames, size)
+    if found.between:
+        padded = torch.cat([maps[:1], maps, maps[-1:]])
+        maps = (padded[:-1] + padded[1:]) / 2
+    return _resample(maps, frames, size)
 
 
-def _glance_per_frame(glance: Tensor, frames: int, size: tuple[int, int]) -> Tensor:
-    """Attention received ``[1, T', h, w]``, scaled so that an even spread is 1."""
-    received = glance[0]
+def _glance_per_frame(found: BlockMaps, frames: int, size: tuple[int, int]) -> Tensor | None:
+    """Attention received as a map per input frame, scaled so that an even spread is 1."""
+    if found.glance is None:
+        return None
+    received = found.glance[0]
     return _resample(received * received.numel(), frames, size)
 
 
@@ -190,18 +196,14 @@ def _enlarge(frames: np.ndarray, least: int = 224) -> np.ndarray:
 
 
 def save_overlay_video(result: GazeResult, path: Path, fps: float = 8.0) -> None:
-    """Frames, gaze and glance side by side as mp4."""
-    panels = [
-        result.frames,
-        overlay(result.frames, result.gaze),
-        overlay(result.frames, result.glance),
-    ]
+    """Frames and every map over them side by side as mp4."""
+    panels = [result.frames, *(overlay(result.frames, maps) for maps in result.maps.values())]
     joined = np.concatenate([_enlarge(panel) for panel in panels], axis=2)
     write_video(path, joined, fps)
 
 
 def save_sheet(result: GazeResult, path: Path, title: str, columns: int = 8) -> None:
-    """One PNG: frames, gaze map, glance attention, and d[t] and m[t] as curves."""
+    """One PNG: frames, every map over them, and the curves, d[t] and m[t] of OG-ReG."""
     from matplotlib.figure import Figure
 
     picked = (
@@ -209,16 +211,18 @@ def save_sheet(result: GazeResult, path: Path, title: str, columns: int = 8) -> 
     )
     rows = [
         ("frames", result.frames),
-        ("gaze", overlay(result.frames, result.gaze)),
-        ("glance", overlay(result.frames, result.glance)),
+        *((kind, overlay(result.frames, maps)) for kind, maps in result.maps.items()),
     ]
-    width = 1.35 * len(picked) + 1.0
-    figure = Figure(figsize=(width, 8.2), layout="constrained", dpi=110)
+    curves = list(dict.fromkeys(name for found in result.profiles.values() for name in found))
+    heights = [*[1.0] * len(rows), *[1.1] * len(curves)]
+    # Wide enough for title and legend where there is a single frame.
+    width = max(1.35 * len(picked) + 1.0, 5.0)
+    figure = Figure(figsize=(width, 1.5 * sum(heights) + 0.4), layout="constrained", dpi=110)
     heading = f"{title}\n{result.label}  {100 * result.score:.1f} %"
     figure.suptitle(
         heading + ("  (still clip: the gaze map is flat)" if result.still else ""), fontsize=11
     )
-    grid = figure.add_gridspec(5, len(picked), height_ratios=[1, 1, 1, 1.1, 1.1])
+    grid = figure.add_gridspec(len(heights), len(picked), height_ratios=heights)
     for r, (name, pictures) in enumerate(rows):
         for c, t in enumerate(picked):
             axes = figure.add_subplot(grid[r, c])
@@ -228,7 +232,8 @@ def save_sheet(result: GazeResult, path: Path, title: str, columns: int = 8) -> 
                 axes.set_ylabel(name, fontsize=10)
             if r == 0:
                 axes.set_title(f"{result.seconds[t]:.2f} s", fontsize=8)
-    _plot_profiles(figure, grid, result)
+    if curves:
+        _plot_profiles(figure, grid, result, curves)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png")
     write_atomic(path, lambda temporary: temporary.write_bytes(buffer.getvalue()))
@@ -237,18 +242,20 @@ def save_sheet(result: GazeResult, path: Path, title: str, columns: int = 8) -> 
 _PROFILE_LABELS = {"d": "dissimilarity d[t]", "m": "modulation m[t]"}
 
 
-def _plot_profiles(figure, grid, result: GazeResult) -> None:  # type: ignore[no-untyped-def]
+def _plot_profiles(  # type: ignore[no-untyped-def]
+    figure, grid, result: GazeResult, wanted: Sequence[str]
+) -> None:
     from matplotlib import colormaps
 
     colours = colormaps["viridis"](np.linspace(0.0, 0.9, len(result.profiles)))
     ends = (result.seconds[0], result.seconds[-1])
-    for row, curve in enumerate(("d", "m"), start=3):
+    for row, curve in enumerate(wanted, start=1 + len(result.maps)):
         axes = figure.add_subplot(grid[row, :])
         for (name, curves), colour in zip(result.profiles.items(), colours, strict=True):
-            values = curves[curve]
+            values = curves.get(curve, np.empty(0))
             edges = np.linspace(*ends, len(values) + 1)
             axes.plot((edges[:-1] + edges[1:]) / 2, values, color=colour, label=name, marker=".")
-        axes.set_ylabel(_PROFILE_LABELS[curve], fontsize=9)
+        axes.set_ylabel(_PROFILE_LABELS.get(curve, curve), fontsize=9)
         axes.tick_params(labelsize=8)
         if ends[1] > ends[0]:
             axes.set_xlim(*ends)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-__all__ = ["is_launched", "is_silent", "launch_id", "restarts"]
+__all__ = ["is_launched", "is_silent", "restarts_are_watched"]
 
 
 def is_launched() -> bool:
@@ -17,16 +17,6 @@ def is_silent() -> bool:
     return is_launched() and os.environ["RANK"] != "0"
 
 
-def launch_id() -> str:
-    """A name of the job that stays the same when torchrun starts it anew; empty without a launcher."""
-    if not is_launched():
-        return ""
-    name = os.environ.get("TORCHELASTIC_RUN_ID", "none")
-    if name != "none":
-        return name
-    return f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
-
-
-def restarts() -> int:
-    """How often torchrun has started the job anew after a process died."""
-    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
+def restarts_are_watched() -> bool:
+    """Whether torchrun started this process, and would start it anew after a process has died."""
+    return os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True" and "RANK" in os.environ

@@ -9,6 +9,7 @@ torch.
 from __future__ import annotations
 
 import hashlib
+import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -35,7 +36,21 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib  # type: ignore[import-not-found,unused-ignore]
 
-__all__ = ["LoadedRecipe", "Recipe", "builtin_recipes", "load_recipe", "parse_model_options"]
+__all__ = [
+    "NOT_LEARNT",
+    "LoadedRecipe",
+    "Recipe",
+    "builtin_recipes",
+    "load_recipe",
+    "parse_model_options",
+]
+
+
+# Keys that say where, how patiently and in how much memory a training runs, not what it learns.
+NOT_LEARNT = {
+    *("seed", "data.root", "train.max_unreadable", "train.accumulate"),
+    *("train.checkpoint_stages", "train.channels_last", "train.compile"),
+}
 
 
 class Recipe(Table):
@@ -79,8 +94,18 @@ class Recipe(Table):
 
     @property
     def experiment_sha256(self) -> str:
-        """The same without the seed: runs that agree in it are repetitions of one experiment."""
-        return self.model_copy(update={"seed": 0}).sha256
+        """Hash of what is learnt: runs that agree in it, and in their data, repeat one experiment.
+
+        The seed does not count, nor where the data lie, nor what leaves the step as it is. Only
+        values that differ from the built-in ones do, so that keys of later versions change nothing.
+        """
+        usual = Recipe().flat()
+        learnt = {
+            key: value
+            for key, value in self.flat().items()
+            if key not in NOT_LEARNT and value != usual[key]
+        }
+        return hashlib.sha256(json.dumps(learnt, sort_keys=True).encode()).hexdigest()
 
 
 @dataclass(frozen=True)

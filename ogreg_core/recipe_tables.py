@@ -172,7 +172,7 @@ class InitTable(Table):
 
 
 class TrainTable(Table):
-    """Optimisation: AdamW, linear warm-up, cosine to `min_lr`."""
+    """Optimisation: linear warm-up, cosine to `min_lr`."""
 
     epochs: Positive = Field(30, description="passes over the training split")
     batch_size: Positive = Field(
@@ -183,6 +183,10 @@ class TrainTable(Table):
     accumulate: Positive = Field(
         1, description="micro-batches per step and process: less memory, the same step"
     )
+    optimizer: Literal["adamw", "sgd", "nesterov"] = Field(
+        "adamw", description="AdamW, or SGD with momentum, plain or Nesterov's"
+    )
+    momentum: Rate = Field(0.9, description="of SGD")
     lr: Annotated[float, Field(gt=0)] = Field(1e-3, description="peak learning rate")
     reference_batch: Annotated[int, Field(ge=0)] = Field(
         0, description="batch_size that lr and min_lr are stated for; 0: whatever it is"
@@ -235,14 +239,17 @@ class TrainTable(Table):
             )
         if not self.reference_batch:
             _refuse_idle(self, ("lr_scaling",), "without reference_batch")
+        if self.optimizer == "adamw":
+            _refuse_idle(self, ("momentum",), 'with optimizer = "adamw"')
+        if self.optimizer == "nesterov" and not self.momentum:
+            raise ValueError("Nesterov's step needs a momentum above 0")
         return self
 
-    @property
-    def lr_factor(self) -> float:
-        """What ``lr`` and ``min_lr`` are multiplied by for this batch size."""
+    def lr_factor(self, batch: int) -> float:
+        """What ``lr`` and ``min_lr`` are multiplied by for steps of so many videos."""
         if not self.reference_batch or self.lr_scaling == "none":
             return 1.0
-        ratio = self.batch_size / self.reference_batch
+        ratio = batch / self.reference_batch
         return ratio if self.lr_scaling == "linear" else ratio**0.5
 
 

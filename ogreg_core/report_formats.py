@@ -10,13 +10,15 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from ogreg_core.report import Average, Report, Row
+from ogreg_core.run_records import thousands
 
 __all__ = ["CAPTION", "FORMATS", "render"]
 
 CAPTION = (
     "Accuracy in %: mean ± standard deviation (n − 1) over seeds, or a single run with its 95 % "
     "Wilson interval. GFLOPs: billions of multiply-adds of one view, a multiply-add counted once, "
-    "× views (clips × crops). Coverage: videos that could be read, of those annotated."
+    "× views (clips × crops), of a fusion the sum of its models. Coverage: videos that could be read, of "
+    "those annotated."
 )
 _HEADER = (
     *("model", "recipe", "data", "params (M)", "GFLOPs × views", "top-1", "top-5", "protocol"),
@@ -65,17 +67,18 @@ def _markdown(report: Report) -> str:
 def _latex(report: Report) -> str:
     escape = _LATEX.translate
     notes = _notes(report.rows)
-    lines = ["% needs \\usepackage{booktabs}", "\\begin{table}", "\\centering"]
+    lines = ["% needs \\usepackage{booktabs,graphicx}", "\\begin{table}", "\\centering", "\\small"]
     lines.append(f"\\caption{{{escape(CAPTION)}}}")
     columns = "".join("r" if name in _NUMBERS else "l" for name in _HEADER)
-    lines += [f"\\begin{{tabular}}{{{columns}}}", "\\toprule"]
+    # Ten columns are wider than a page: scaled to the width of the text.
+    lines += ["\\resizebox{\\textwidth}{!}{" + f"\\begin{{tabular}}{{{columns}}}", "\\toprule"]
     lines += [" & ".join(escape(name) for name in _HEADER) + " \\\\", "\\midrule"]
     for row, cells in zip(report.rows, _cells(report.rows), strict=True):
         texts = [escape(cell) for cell in cells]
         if mark := notes.get(_note(row)):
             texts[_TOP1] += f"$^{{{mark}}}$"
         lines.append(" & ".join(texts) + " \\\\")
-    lines += ["\\bottomrule", "\\end{tabular}"]
+    lines += ["\\bottomrule", "\\end{tabular}}"]
     below = [f"$^{{{mark}}}$ {escape(note)}" for note, mark in notes.items()]
     if report.left_out:
         below += [_LEFT_OUT, *(escape(text) for text in _left_out(report))]
@@ -136,12 +139,13 @@ def _row_document(row: Row) -> dict[str, Any]:
         "options": first.options,
         "recipe": first.recipe,
         "experiment_sha256": first.experiment,
-        "checkpoint": first.group[-1],
+        "checkpoint": first.role or None,
+        "members": len(first.members),
         "dataset": first.dataset,
         "split": first.split,
         "manifest_sha256": first.manifest,
         "params": cost.params if cost else None,
-        "gmacs_per_view": cost.multiply_adds / 1e9 if cost else None,
+        "gmacs_per_view": _gmacs(row),
         "views": first.views,
         "top1_pct": row.top1.mean,
         "top1_deviation_pct": row.top1.deviation,
@@ -152,6 +156,7 @@ def _row_document(row: Row) -> dict[str, Any]:
         "protocol": first.protocol,
         "coverage_interval_pct": row.coverage_pct,
         "videos": first.run.videos,
+        "scored_videos": [result.run.scored for result in row.results],
         "annotated_videos": first.run.annotated,
         "count": len(row.results),
         "seeds": [result.seed for result in row.results if result.seed is not None],
@@ -181,14 +186,13 @@ def _cells(rows: Sequence[Row]) -> list[list[str]]:
 def _row_cells(row: Row) -> list[str]:
     first = row.results[0]
     options = ", ".join(f"{key} {_option(value)}" for key, value in first.options.items())
-    weights = first.group[-1]
     recipe = first.recipe
-    if weights not in ("", "best.safetensors"):
-        recipe = f"{recipe}, {weights.removesuffix('.safetensors')}"
+    if first.role not in ("", "best"):
+        recipe = f"{recipe}, {first.role}"
     gflops = _MISSING
-    if row.cost:
-        gflops = f"{row.cost.multiply_adds / 1e9:.3g}"
-        gflops += f" × {first.views}" if first.views else ""
+    gmacs = _gmacs(row)
+    if gmacs is not None:
+        gflops = f"{gmacs:.3g}" + (f" × {first.views}" if first.views else "")
     return [
         f"{first.model} ({options})" if options else first.model,
         recipe,
@@ -201,6 +205,13 @@ def _row_cells(row: Row) -> list[str]:
         _coverage(row),
         _seeds(row),
     ]
+
+
+def _gmacs(row: Row) -> float | None:
+    """Billions of multiply-adds of one view."""
+    if row.cost is None or row.cost.multiply_adds is None:
+        return None
+    return row.cost.multiply_adds / 1e9
 
 
 def _option(value: Any) -> str:
@@ -217,11 +228,14 @@ def _average(figure: Average) -> str:
 
 
 def _coverage(row: Row) -> str:
-    if row.coverage_pct is None:
+    """Counts, as a share would round nearly all to all."""
+    first = row.results[0].run
+    counts = [result.run.scored for result in row.results if result.run.scored is not None]
+    whole = first.annotated or first.videos
+    if not counts or not whole:
         return _MISSING
-    low, high = (f"{share:.1f}" for share in row.coverage_pct)
-    share = low if low == high else f"{low}–{high}"
-    return f"{share} % of {row.results[0].run.annotated}"
+    text = "–".join(thousands(count) for count in sorted({min(counts), max(counts)}))
+    return f"{text} of {thousands(whole)}" + ("" if first.annotated else " listed")
 
 
 def _seeds(row: Row) -> str:
@@ -234,15 +248,16 @@ def _seeds(row: Row) -> str:
 def _note(row: Row) -> str:
     """What a reader must know of how the checkpoints were chosen; empty if there is nothing."""
     chosen = {result.chosen_from for result in row.results} - {0}
-    if not chosen:
-        return ""
-    if min(chosen) < 0:
-        words = "validations"
-    elif max(chosen) == 1:
-        return ""
-    else:
-        words = f"{_range(chosen)} validations"
-    return f"checkpoint chosen as the best of {words} on this split: an optimistic figure"
+    known = {count for count in chosen if count is not None}
+    or_more = any(result.or_more for result in row.results)
+    if not known or (max(known) == 1 and not or_more and min(known) == 1):
+        unknown = "it is not known whether the checkpoint was chosen on this split"
+        return unknown if None in chosen else ""
+    words = "validations"
+    if min(known) > 0:
+        words = ("at least " if or_more else "") + f"{_range(known)} validations"
+    which = "a checkpoint" if any(len(r.members) > 1 for r in row.results) else "checkpoint"
+    return f"{which} chosen as the best of {words} on this split: an optimistic figure"
 
 
 def _range(numbers: set[int]) -> str:
@@ -270,10 +285,10 @@ class _Escape:
         return " ".join(text.split()).translate(self._meanings)
 
 
-_MARKDOWN = _Escape({sign: f"\\{sign}" for sign in "\\|*`<"})
+_MARKDOWN = _Escape({sign: f"\\{sign}" for sign in "\\|*`<$_~["})
 _LATEX = _Escape(
     {sign: f"\\{sign}" for sign in "%_&#${}"}
     | {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
-    | {"<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}", '"': r"\textquotedbl{}"}
+    | {"<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}", '"': "''"}
     | {"±": r"$\pm$", "×": r"$\times$", "−": "$-$", "–": "--"}
 )

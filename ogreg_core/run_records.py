@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,11 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib  # type: ignore[import-not-found,unused-ignore]
 
-__all__ = ["RunRecord", "find_runs", "read_metrics", "read_run"]
+__all__ = ["RunRecord", "find_runs", "read_metrics", "read_run", "share_text", "thousands"]
 
 _KINDS = {"ogreg.train.v1": "train", "ogreg.eval.v1": "eval"}
+# What the data.json of an evaluation that has not ended says.
+_COMMANDS = ("eval", "fuse")
 # A run that says it is running and has written nothing for so long may have been killed.
 _SILENT_SECONDS = 600.0
 # runs/<command>/<recipe>/<n>, and one folder around it.
@@ -40,7 +43,7 @@ class RunRecord:
             ``unknown``.
         reason: why it failed or was interrupted.
         resume: the command that continues it.
-        started: when, in seconds since 1970.
+        started: when, in seconds since 1970, by the times of its files.
         seconds: of training if it has finished, else from its start to its last sign of life.
         recipe: name of the recipe.
         values: content of ``recipe.toml``, unvalidated.
@@ -67,7 +70,8 @@ class RunRecord:
     @property
     def model(self) -> str:
         """Registry name, empty if unknown."""
-        return str(self.report.get("model") or self._value("model", "name") or "")
+        name = self.report.get("model") or self._value("model", "name") or self.data.get("model")
+        return str(name or "")
 
     @property
     def epochs(self) -> int | None:
@@ -104,6 +108,7 @@ class RunRecord:
         name = self.report.get("dataset") or self.data.get("dataset")
         name = name or self._value("data", "dataset") or ""
         split = self.report.get("split") or self._value("data", "val_split")
+        split = split or self.data.get("split")
         return f"{name}/{split}" if name and split else str(name)
 
     @property
@@ -130,17 +135,33 @@ class RunRecord:
         return len(found) if isinstance(found, list) else _number(found, int) or 0
 
     @property
+    def scored(self) -> int | None:
+        """How many of them have a score."""
+        return None if self.videos is None else max(self.videos - self.unreadable, 0)
+
+    @property
     def annotated(self) -> int | None:
-        """Videos that the annotations list for the split, if they do."""
+        """Videos that the annotations list for the split, if they do; never fewer than the manifest,
+        to which somebody may have added rows.
+        """
         name = "val_annotated" if self.kind == "train" else "annotated_videos"
-        return _number(self.report.get(name), int) or None
+        listed = _number(self.report.get(name), int)
+        return max(listed, self.videos or 0) if listed else None
 
     @property
     def coverage_pct(self) -> float | None:
         """Share of the annotated videos that could be read."""
-        if not self.annotated or self.videos is None:
+        if not self.annotated or self.scored is None:
             return None
-        return 100.0 * (self.videos - self.unreadable) / self.annotated
+        return 100.0 * self.scored / self.annotated
+
+    @property
+    def finished(self) -> float:
+        """When, in seconds since 1970: by its own words, or else by the times of its files."""
+        try:
+            return datetime.fromisoformat(str(self.report.get("finished"))).timestamp()
+        except (ValueError, OverflowError):
+            return self.started
 
     def _reported(self, name: str) -> Any:
         return self.report.get(f"val_{name}" if self.kind == "train" else name)
@@ -148,6 +169,17 @@ class RunRecord:
     def _value(self, table: str, key: str) -> Any:
         content = self.values.get(table)
         return content.get(key) if isinstance(content, dict) else None
+
+
+def thousands(number: int) -> str:
+    """With spaces: ``19 796``."""
+    return f"{number:,}".replace(",", " ")
+
+
+def share_text(part: int, whole: int) -> str:
+    """A share in percent with one decimal, which says 100.0 only of all: ``99.9 %`` of nearly all."""
+    share = 100.0 * part / whole
+    return f"{share if part >= whole else min(share, 99.9):.1f} %"
 
 
 def find_runs(folder: Path) -> Iterator[Path]:
@@ -183,7 +215,8 @@ def read_run(folder: Path) -> RunRecord | None:
     report = _read_json(folder / "report.json")
     status = _read_json(folder / "status.json")
     data = _read_json(folder / "data.json")
-    kind = _KINDS.get(str(report.get("schema")), "train")
+    command = data.get("command")
+    kind = _KINDS.get(str(report.get("schema")), command if command in _COMMANDS else "train")
     if kind == "eval" and report.get("fused"):
         kind = "fuse"
     epoch, validations = _read_progress(folder / "metrics.jsonl")
@@ -269,7 +302,7 @@ def _number(value: Any, kind: type = float) -> Any:
     """The value as ``kind`` if it is a finite number, else None."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return None
-    return kind(value) if abs(value) < float("inf") else None
+    return kind(value) if abs(value) <= sys.float_info.max else None
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -4,21 +4,26 @@ themselves.
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
+import os
 import platform
 import shlex
 import sys
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from ogreg_core import __version__
 from ogreg_core.errors import CheckpointError, EnvironmentFault, UsageError
 from ogreg_core.files import write_text_atomic
 
-__all__ = ["RunFolder", "environment", "find_checkpoint", "find_launched"]
+# Other processes of a job write no log; without this Python would print their warnings.
+logging.getLogger("ogreg").addHandler(logging.NullHandler())
+
+__all__ = ["RunFolder", "environment", "find_checkpoint"]
 
 
 @dataclass(frozen=True)
@@ -74,8 +79,51 @@ class RunFolder:
         Raises:
             UsageError: it is not empty, or a file.
         """
-        if out is not None and out.exists() and (not out.is_dir() or any(out.iterdir())):
-            raise UsageError(f"{out} is not an empty folder", fix="choose another --out")
+        if out is None or not out.exists():
+            return
+        if not out.is_dir() or (any(out.iterdir()) and not RunFolder(out).is_stillborn):
+            raise UsageError(
+                f"{out} is not an empty folder",
+                fix=f"choose another --out, or --resume {shlex.quote(str(out))} if it is a training",
+            )
+
+    @property
+    def is_stillborn(self) -> bool:
+        """Whether a training was begun here that died before it had anything to continue."""
+        begun = {"recipe.toml", "env.json", "data.json", "run.log", "status.json", "command.txt"}
+        begun |= {"checkpoints", "init.json", "lock"}
+        if not (self.path / "recipe.toml").is_file() or self.state.exists():
+            return False
+        return {file.name for file in self.path.iterdir()} <= begun
+
+    def own(self) -> IO[str]:
+        """Claim the folder for this process until the returned file is closed, or the process ends.
+
+        Raises:
+            UsageError: another process has it.
+        """
+        file = open(self.path / "lock", "a+", encoding="utf-8")  # noqa: SIM115 - closing gives it back
+        try:
+            import fcntl
+        except ImportError:  # Windows
+            return file
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            file.seek(0)
+            owner = file.read().strip()
+            file.close()
+            if error.errno not in (errno.EACCES, errno.EAGAIN):
+                raise
+            raise UsageError(
+                f"another process is training in {self.path}",
+                why=owner,
+                fix="wait for it, or stop it",
+            ) from error
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {platform.node()}\n")
+        file.flush()
+        return file
 
     @property
     def checkpoints(self) -> Path:
@@ -163,27 +211,6 @@ def _is_before(line: str, step: int, epoch: int) -> bool:
     except (json.JSONDecodeError, KeyError, TypeError):
         # A line cut in half by a kill.
         return False
-
-
-def find_launched(
-    name: str, out: Path | None, launch: str, base: Path = Path("runs")
-) -> Path | None:
-    """The unfinished training run that a launcher began and now starts anew, if it has a state.
-
-    Args:
-        name: of the recipe.
-        out: the run folder, if it was given.
-        launch: what the launcher calls the job.
-        base: instead of ``runs``.
-    """
-    folders = [out] if out is not None else list((base / "train" / name).glob("[0-9]*"))
-    found = []
-    for folder in folders:
-        run = RunFolder(folder)
-        known = run.state.is_file() and (folder / "launch.json").is_file()
-        if known and run.read_json("launch.json")["id"] == launch:
-            found.append(folder)
-    return max(found, key=lambda folder: RunFolder(folder).state.stat().st_mtime, default=None)
 
 
 def find_checkpoint(path: str | Path) -> Path:

@@ -9,6 +9,7 @@ metadata.
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -24,13 +25,19 @@ from ogreg_core.data.manifest import Manifest
 from ogreg_core.errors import DataError
 from ogreg_core.evaluation import Scores, ranks
 from ogreg_core.files import write_atomic
-from ogreg_core.statistics import mcnemar_exact
+from ogreg_core.statistics import mcnemar_exact, paired_difference_interval
 
 __all__ = ["SCORES_FILE", "Comparison", "SavedScores", "compare", "fuse", "read_scores"]
 
 SCORES_FILE = "scores.safetensors"
 _KEY = "ogreg_scores"
 _SCHEMA = 1
+# What is kept of the circumstances of each member of a fusion: who it is, what it costs, and how it
+# was chosen. A member that is a fusion itself brings its own.
+_OF_MEMBERS = (
+    *("checkpoint", "model", "options", "seed", "protocol", "classes", "frames", "size"),
+    *("clips", "crops", "role", "chosen_on", "fused"),
+)
 
 
 @dataclass(frozen=True)
@@ -64,12 +71,6 @@ class SavedScores:
         table = torch.full((len(self.paths), len(self.labels)), torch.nan)
         table[self.found.indices] = self.found.scores
         return table
-
-    def scored(self) -> Tensor:
-        """Which rows have a score, bool ``[N]``."""
-        scored = torch.zeros(len(self.paths), dtype=torch.bool)
-        scored[self.found.indices] = True
-        return scored
 
     def missed(self) -> list[int]:
         """True classes of the videos that could not be read."""
@@ -182,19 +183,25 @@ def _other(
 
 @dataclass(frozen=True)
 class Comparison:
-    """Two evaluations on the videos that both scored; A is the first.
+    """Two evaluations on every video of a manifest; A is the first. A video that one could not read is
+    wrong there, as in its own score.
 
     Args:
-        rows: manifest rows of those videos, int64 ``[M]``.
-        right: whether A and B are right, bool ``[2, M]``.
-        predicted: classes, int64 ``[2, M]``; -1 where a score is not a number.
-        probability: of them, float32 ``[2, M]``.
+        right: whether A and B are right, bool ``[2, N]``.
+        predicted: classes, int64 ``[2, N]``; -1 where there is no score or it is not a number.
+        probability: of them, float32 ``[2, N]``; not-a-number likewise.
+        unreadable: how many videos A and B could not read.
     """
 
-    rows: Tensor
     right: Tensor
     predicted: Tensor
     probability: Tensor
+    unreadable: tuple[int, int]
+
+    @property
+    def videos(self) -> int:
+        """Rows of the manifest."""
+        return self.right.shape[1]
 
     def counts(self) -> dict[str, int]:
         """Videos that ``both_right``, ``only_a``, ``only_b``, ``both_wrong``."""
@@ -204,7 +211,7 @@ class Comparison:
 
     def top1(self) -> tuple[float, float]:
         """Top-1 of A and B in percent."""
-        a, b = (100.0 * right.sum().item() / len(self.rows) for right in self.right)
+        a, b = (100.0 * right.sum().item() / self.videos for right in self.right)
         return a, b
 
     def p_value(self) -> float:
@@ -212,8 +219,14 @@ class Comparison:
         counts = self.counts()
         return mcnemar_exact(counts["only_a"], counts["only_b"])
 
+    def interval(self) -> tuple[float, float]:
+        """Tango's 95 % interval of B - A in points."""
+        counts = self.counts()
+        low, high = paired_difference_interval(counts["only_a"], counts["only_b"], self.videos)
+        return 100 * low, 100 * high
+
     def changed(self) -> list[int]:
-        """Places in ``rows`` of the videos that one gets right and the other wrong."""
+        """Manifest rows of the videos that one gets right and the other wrong."""
         changed: list[int] = (self.right[0] != self.right[1]).nonzero().flatten().tolist()
         return changed
 
@@ -228,20 +241,17 @@ def compare(
         names: for messages.
 
     Raises:
-        DataError: manifests or classes differ, or no video has two scores.
+        DataError: manifests or classes differ.
     """
     _check_same(first, second, names)
-    both = first.scored() & second.scored()
-    if not bool(both.any()):
-        raise DataError(f"no video has a score in both {names[0]} and {names[1]}")
-    targets = first.targets[both]
-    tables = torch.stack([saved.table()[both] for saved in (first, second)])
+    # Rows without scores are not-a-number, of which `ranks` makes no prediction.
+    tables = torch.stack([saved.table() for saved in (first, second)])
     probability, predicted = tables.max(dim=2)
     return Comparison(
-        rows=both.nonzero().flatten(),
-        right=torch.stack([ranks(table, targets) == 1 for table in tables]),
+        right=torch.stack([ranks(table, first.targets) == 1 for table in tables]),
         predicted=predicted.where(~probability.isnan(), -1),
         probability=probability,
+        unreadable=(len(first.found.unreadable), len(second.found.unreadable)),
     )
 
 
@@ -288,7 +298,7 @@ def _about_fusion(
     members: Sequence[SavedScores], weights: Sequence[float], names: Sequence[str]
 ) -> dict[str, Any]:
     """The circumstances of a fusion under the names of those of an evaluation; null where members
-    differ.
+    differ, and the members as ``fused``.
     """
     everything = [member.about for member in members]
     about = {
@@ -298,16 +308,26 @@ def _about_fusion(
     protocols = dict.fromkeys(str(other["protocol"]) for other in everything)
     parts = [
         {"path": name, "weight": weight}
-        | {key: other.get(key) for key in ("checkpoint", "model", "seed", "protocol")}
+        | {key: other.get(key) for key in _OF_MEMBERS if key in other}
         for name, weight, other in zip(names, weights, everything, strict=True)
     ]
     return {
         **about,
         "checkpoint": "",
-        "model": " + ".join(dict.fromkeys(str(other["model"]) for other in everything)),
+        "model": _joined_models([str(other["model"]) for other in everything]),
         # No run of the members' recipe: nothing that its seeds could be averaged with.
         "recipe_sha256": "",
         "experiment_sha256": "",
+        "seed": None,
+        "epoch": None,
+        "role": "",
+        "chosen_on": None,
         "protocol": f"fusion of {len(members)}, {' + '.join(protocols)}",
         "fused": parts,
     }
+
+
+def _joined_models(names: Sequence[str]) -> str:
+    """``3 x ogreg-t + xvit``."""
+    counts = Counter(names)
+    return " + ".join(name if count == 1 else f"{count} x {name}" for name, count in counts.items())

@@ -11,12 +11,14 @@ from ogreg_core.errors import Interrupted
 __all__ = ["StopRequest"]
 
 _ASKED_TO_STOP = [
-    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)
+    getattr(signal, name)
+    for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGHUP")
+    if hasattr(signal, name)
 ]
 
 
 class StopRequest:
-    """While active, turns SIGINT, SIGTERM and SIGUSR1 into a flag; a second one a second later
+    """While active, turns SIGINT, SIGTERM, SIGUSR1 and SIGHUP into a flag; a second one a second later
     raises.
 
     Use as a context manager; ``number`` is the signal received, 0 if none.
@@ -37,6 +39,9 @@ class StopRequest:
 
     def __enter__(self) -> StopRequest:
         for number in _ASKED_TO_STOP:
+            if signal.getsignal(number) is signal.SIG_IGN:
+                # nohup wants the work to outlive its terminal.
+                continue
             try:
                 self._previous[number] = signal.signal(number, self._handle)
             except ValueError:

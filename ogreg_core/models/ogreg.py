@@ -479,6 +479,7 @@ def _block_maps(block: Block, y: Tensor) -> BlockMaps:
         gaze=dissimilarity,
         glance=block.glance.attention(y),
         profiles={"d": profile, "m": opening},
+        between=True,
     )
 
 

@@ -15,14 +15,17 @@ class BlockMaps:
     """What one block looks at; coordinates are the block's own token grid.
 
     Args:
-        gaze: fine map between neighbouring token frames, ``[B, T-1, H, W]``.
-        glance: coarse attention received per token, ``[B, T, h, w]``, sums to 1 over T, h, w.
-        profiles: named curves over time, each ``[B, T-1]``.
+        gaze: fine map of what the block modulates by, ``[B, T, H, W]``; None if it has none.
+        glance: attention received per token, ``[B, T, h, w]``, sums to 1 over T, h, w; None if it has
+            none.
+        profiles: named curves over time, each ``[B, n]``.
+        between: whether the gaze lies between neighbouring token frames, ``[B, T-1, H, W]``.
     """
 
-    gaze: Tensor
-    glance: Tensor
+    gaze: Tensor | None = None
+    glance: Tensor | None = None
     profiles: dict[str, Tensor] = field(default_factory=dict)
+    between: bool = False
 
 
 @runtime_checkable

@@ -8,7 +8,7 @@ from __future__ import annotations
 import difflib
 import importlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from ogreg_core.errors import UsageError
@@ -36,6 +36,11 @@ class ModelEntry:
         gmacs: billions of multiply-adds of one view of the usual input.
         source: where the architecture comes from.
         mean, std: normalisation of the input per channel, for pixels in 0..1.
+        fixed_input: whether frames and size are built into the network, such as by position tables;
+            then the factory takes them.
+        key_map: ``module:function`` from names of foreign checkpoints to this model's.
+        weights: names of pretrained weights that ``init.weights`` knows for it.
+        maps: what its gaze and glance maps show, by kind.
     """
 
     factory: str
@@ -48,6 +53,10 @@ class ModelEntry:
     source: str
     mean: tuple[float, float, float] = IMAGENET_MEAN
     std: tuple[float, float, float] = IMAGENET_STD
+    fixed_input: bool = False
+    key_map: str = ""
+    weights: tuple[str, ...] = ()
+    maps: Mapping[str, str] = field(default_factory=dict)
 
 
 def _ogreg(variant: str, frames: int, size: int, params_m: float, gmacs: float) -> ModelEntry:
@@ -131,13 +140,21 @@ def _is_positive_list(value: Any, length: int) -> bool:
 
 
 def create_model(
-    name: str, num_classes: int, *, drop_path: float = 0.0, dropout: float = 0.0, **options: Any
+    name: str,
+    num_classes: int,
+    *,
+    frames: int | None = None,
+    size: int | None = None,
+    drop_path: float = 0.0,
+    dropout: float = 0.0,
+    **options: Any,
 ) -> nn.Module:
     """Build a model with freshly initialised weights.
 
     Args:
         name: key of ``MODELS``.
         num_classes: size of the head.
+        frames, size: of the clips, for models into which they are built; the usual ones by default.
         drop_path: stochastic depth rate of the last block.
         dropout: before the head.
         options: architecture choices, see the model's file.
@@ -147,8 +164,18 @@ def create_model(
     """
     entry = find_model(name)
     check_options(name, options)
-    module, function = entry.factory.split(":")
-    build = getattr(importlib.import_module(module), function)
-    return build(
-        num_classes=num_classes, drop_path=drop_path, dropout=dropout, **entry.arguments, **options
+    shape = {"frames": frames or entry.frames, "size": size or entry.size}
+    return _named(entry.factory)(
+        num_classes=num_classes,
+        drop_path=drop_path,
+        dropout=dropout,
+        **(shape if entry.fixed_input else {}),
+        **entry.arguments,
+        **options,
     )
+
+
+def _named(function: str) -> Any:
+    """A function by ``module:name``."""
+    module, name = function.split(":")
+    return getattr(importlib.import_module(module), name)

@@ -8,9 +8,8 @@ import torch
 
 from ogreg_core.data.order import BatchOrder
 from ogreg_core.errors import DataError
-from ogreg_core.models.registry import create_model
 from ogreg_core.recipe import Recipe
-from ogreg_core.training.assemble import load_splits, optim_of
+from ogreg_core.training.assemble import load_splits, model_of, optim_of
 from ogreg_core.training.optim import parameter_groups
 
 __all__ = ["PLACEHOLDER_CLASSES", "describe_step", "parameter_table"]
@@ -33,7 +32,7 @@ def describe_step(recipe: Recipe, order: BatchOrder) -> list[str]:
         text += f" ({' x '.join(parts)})"
     if recipe.augment.repeats > 1:
         text += f", {recipe.augment.repeats} views of each"
-    lr = f"learning rate {table.lr * table.lr_factor:.3g}"
+    lr = f"learning rate {table.lr * table.lr_factor(order.batch_size):.3g}"
     if table.reference_batch:
         lr += f": {table.lr:.3g} is stated for {table.reference_batch} videos"
         scaled = "not scaled" if table.lr_scaling == "none" else f"{table.lr_scaling} scaling"
@@ -50,7 +49,7 @@ def parameter_table(recipe: Recipe) -> list[dict[str, Any]]:
     except DataError:
         classes = PLACEHOLDER_CLASSES
     with torch.device("meta"):
-        model = create_model(recipe.model.name, classes, **recipe.model.options)
+        model = model_of(recipe, classes)
     return [
         {
             "name": name,
@@ -59,6 +58,6 @@ def parameter_table(recipe: Recipe) -> list[dict[str, Any]]:
             "lr": group.lr,
             "weight_decay": group.weight_decay,
         }
-        for group in parameter_groups(model, optim_of(recipe))
+        for group in parameter_groups(model, optim_of(recipe, recipe.train.batch_size))
         for name, parameter in group.parameters.items()
     ]

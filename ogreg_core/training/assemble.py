@@ -42,7 +42,8 @@ from ogreg_core.models.weights import (
 )
 from ogreg_core.profiling import peak_memory_mb
 from ogreg_core.progress import Note, Progress, ProgressCallback
-from ogreg_core.recipe import LoadedRecipe, Recipe
+from ogreg_core.recipe import NOT_LEARNT, LoadedRecipe, Recipe
+from ogreg_core.recipe_tables import InitTable
 from ogreg_core.runs import RunFolder, environment, find_checkpoint
 from ogreg_core.training.loop import LoopSettings, Trainer, Validation
 from ogreg_core.training.memory_advice import out_of_memory
@@ -59,7 +60,9 @@ __all__ = [
     "describe_run",
     "identity_of",
     "load_splits",
+    "memory_advice",
     "mixing_of",
+    "model_of",
     "optim_of",
     "order_of",
     "sampling_of",
@@ -122,17 +125,28 @@ def _check_flip(flip: str, manifest: Manifest) -> None:
         )
 
 
+def model_of(recipe: Recipe, classes: int) -> nn.Module:
+    """The recipe's model, freshly initialised."""
+    table = recipe.model
+    return create_model(
+        table.name,
+        classes,
+        frames=recipe.data.frames,
+        size=recipe.data.size,
+        drop_path=table.drop_path,
+        dropout=table.dropout,
+        **table.options,
+    )
+
+
 def build_model(recipe: Recipe, labels: tuple[str, ...]) -> tuple[nn.Module, LoadReport | None]:
     """The recipe's model with its starting weights.
 
     Raises:
         CheckpointError: starting weights are missing or belong to another model.
     """
-    table = recipe.model
     torch.manual_seed(recipe.seed)
-    model = create_model(
-        table.name, len(labels), drop_path=table.drop_path, dropout=table.dropout, **table.options
-    )
+    model = model_of(recipe, len(labels))
     source = recipe.init.weights
     if not source:
         return model, None
@@ -221,15 +235,17 @@ def augmentation_of(recipe: Recipe, mirror: dict[int, int]) -> Augmentation:
     )
 
 
-def optim_of(recipe: Recipe) -> OptimSettings:
-    """How the recipe moves the weights."""
+def optim_of(recipe: Recipe, batch: int) -> OptimSettings:
+    """How the recipe moves the weights in steps of so many videos."""
     table = recipe.train
     return OptimSettings(
-        lr=table.lr * table.lr_factor,
+        lr=table.lr * table.lr_factor(batch),
         weight_decay=table.weight_decay,
         head_lr=table.head_lr,
         backbone_lr=table.backbone_lr,
         layer_decay=table.layer_decay,
+        optimizer=table.optimizer,
+        momentum=table.momentum,
     )
 
 
@@ -254,7 +270,9 @@ def order_of(recipe: Recipe, videos: int, world: World = SINGLE) -> BatchOrder:
         raise UsageError(
             f"train.batch_size = {table.batch_size} does not fit the job",
             why=f"{error}; the training split holds {videos} videos",
-            fix=f"train.batch_size={max(table.batch_size // parts, 1) * parts}",
+            fix=f"train.batch_size={min(table.batch_size, videos) // parts * parts}"
+            if videos >= parts <= table.batch_size
+            else "fewer processes, or train.accumulate=1",
         ) from error
     mixes = recipe.augment.mixup or recipe.augment.cutmix
     if mixes and order.batch_size // parts * recipe.augment.repeats == 1:
@@ -281,7 +299,8 @@ def step_settings(recipe: Recipe, info: CheckpointInfo, batch: int, precision: s
         checkpoint_stages=table.checkpoint_stages,
         channels_last=table.channels_last,
         compile=table.compile,
-        still=recipe.data.frames == 1,
+        # The stems make one token frame of two frames.
+        still=recipe.data.frames <= 2,
     )
 
 
@@ -297,7 +316,10 @@ def training_precision(recipe: Recipe, device: torch.device) -> str:
                 'train.precision = "tf32" needs a CUDA device', fix='train.precision="fp32"'
             )
         torch.set_float32_matmul_precision("high")
-    return resolve_precision(recipe.train.precision, device)
+    precision = resolve_precision(recipe.train.precision, device)
+    # cuDNN uses TF32 unless told otherwise.
+    torch.backends.cudnn.allow_tf32 = precision != "fp32"
+    return precision
 
 
 def build_trainer(
@@ -310,8 +332,19 @@ def build_trainer(
     on_progress: ProgressCallback,
     world: World = SINGLE,
     save_seconds: float = 600.0,
+    starting_weights: bool = True,
 ) -> Trainer:
     """Everything wired together.
+
+    Args:
+        loaded: what is learnt.
+        splits: from which videos.
+        run: where everything is written.
+        device, workers: where the model runs, and how many processes load its clips.
+        on_progress: receives progress events.
+        world: the processes of the job.
+        save_seconds: longest time between two saved states within an epoch.
+        starting_weights: whether to load those of the recipe; a resumed training has its own.
 
     Raises:
         CheckpointError: starting weights are missing or belong to another model.
@@ -322,9 +355,9 @@ def build_trainer(
     info = _describe(loaded, splits)
     order = order_of(recipe, len(splits.train.rows), world)
     precision = training_precision(recipe, device)
-    model = _build_in_turn(recipe, splits, run, world, on_progress).to(device)
-    optim = optim_of(recipe)
-    optimizer = build_optimizer(model, optim)
+    began = recipe if starting_weights else recipe.model_copy(update={"init": InitTable()})
+    model = _build_in_turn(began, splits, run, world, on_progress).to(device)
+    optimizer = build_optimizer(model, optim_of(recipe, order.batch_size))
     schedule = build_schedule(
         optimizer,
         steps_per_epoch=order.batches_per_epoch,
@@ -338,8 +371,8 @@ def build_trainer(
     augmentation = augmentation_of(recipe, splits.train.mirror)
     dataset = ClipDataset(splits.train, info.sampling, augmentation, recipe.seed)
 
-    def save_model(path: Path, kept: nn.Module, epoch: int, figures: dict[str, float]) -> None:
-        save_checkpoint(path, kept.state_dict(), replace(info, epoch=epoch, metrics=figures))
+    def save_model(path: Path, kept: nn.Module, notes: dict[str, Any]) -> None:
+        save_checkpoint(path, kept.state_dict(), replace(info, **notes))
 
     run.checkpoints.mkdir(parents=True, exist_ok=True)
     return Trainer(
@@ -359,25 +392,40 @@ def build_trainer(
         _validator(recipe, info, splits, precision, workers, on_progress, world),
         save_model,
         lambda index: splits.train.rows[index].path,
-        lambda why: memory_advice(recipe, order, precision, device, why),
+        lambda why: memory_advice(
+            recipe,
+            model,
+            order.batch_size // order.processes // order.accumulate,
+            precision,
+            device,
+            peak_memory_mb(device),
+            why,
+        ),
         on_progress,
     )
 
 
 def memory_advice(
-    recipe: Recipe, order: BatchOrder, precision: str, device: torch.device, why: str = ""
+    recipe: Recipe,
+    model: nn.Module,
+    videos: int,
+    precision: str,
+    device: torch.device,
+    peak_mb: float,
+    why: str = "",
 ) -> OutOfMemory:
-    """The error for a step of the recipe that does not fit into memory."""
+    """The error for a micro-batch of so many videos that does not fit into memory."""
     return out_of_memory(
-        videos=order.batch_size // order.processes // order.accumulate,
+        videos=videos,
         repeats=recipe.augment.repeats,
         frames=recipe.data.frames,
         size=recipe.data.size,
-        accumulate=order.accumulate,
+        accumulate=recipe.train.accumulate,
         checkpoint_stages=recipe.train.checkpoint_stages,
         precision=precision,
-        peak_bytes=int(peak_memory_mb(device) * 2**20),
+        peak_bytes=int(peak_mb * 2**20),
         device=device,
+        stages=len(model.stage_blocks()),  # type: ignore[operator]
         why=why,
     )
 
@@ -386,15 +434,19 @@ def _build_in_turn(
     recipe: Recipe, splits: Splits, run: RunFolder, world: World, on_progress: ProgressCallback
 ) -> nn.Module:
     """The model with its starting weights; the main process first, which may fetch them for all."""
-    if not world.is_main:
-        world.barrier()
-    model, report = build_model(recipe, splits.train.labels)
-    if world.is_main:
-        if report is not None:
+    built: list[nn.Module] = []
+
+    def build() -> None:
+        model, report = build_model(recipe, splits.train.labels)
+        built.append(model)
+        if report is not None and world.is_main:
             on_progress(Note(report.summary()))
             run.write_json("init.json", report.as_dict())
-        world.barrier()
-    return model
+
+    world.on_main(build)
+    if not built:
+        build()
+    return built[0]
 
 
 def _validator(
@@ -451,13 +503,15 @@ def _describe_data(splits: Splits) -> dict[str, Any]:
 
 
 def identity_of(recipe: Recipe, splits: Splits) -> dict[str, Any]:
-    """What a training must agree in to be continued: every value of its recipe by dotted key, the
-    clips of a step, the classes and the content of both manifests.
+    """What a training must agree in to be continued: every value of its recipe by dotted key but for
+    those that only say where and in how much memory, the clips of a step, the classes and the content
+    of both manifests.
     """
     classes = hashlib.sha256("\n".join(splits.train.labels).encode()).hexdigest()
     batch = min(recipe.train.batch_size, len(splits.train.rows))
     return {
-        **recipe.flat(),
+        **{key: value for key, value in recipe.flat().items() if key not in NOT_LEARNT},
+        "seed": recipe.seed,
         "clips per step": batch * recipe.augment.repeats,
         "classes": f"{len(splits.train.labels)} ({classes[:12]})",
         "training manifest": f"{len(splits.train.rows)} videos ({splits.train.sha256[:12]})",

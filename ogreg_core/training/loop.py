@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import islice
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from torch import nn
@@ -25,6 +26,7 @@ from ogreg_core.errors import (
     is_out_of_memory,
 )
 from ogreg_core.evaluation import Metrics, Scores, confusion_matrix
+from ogreg_core.files import remove_leftovers
 from ogreg_core.profiling import peak_memory_mb
 from ogreg_core.progress import Note, Progress, ProgressCallback
 from ogreg_core.runs import RunFolder
@@ -82,7 +84,7 @@ class Trainer:
         labels: names of the classes.
         validate: scores a model on the validation split; calls its second argument after every
             batch.
-        save_model: writes a checkpoint file of a model after some epochs with their metrics.
+        save_model: writes a checkpoint file of a model with what is to be noted in its description.
         name_of: the file name of a training sample's index, for error messages.
         memory_advice: the error to raise when memory runs out, from torch's sentence.
         on_progress: receives a ``Progress`` per step.
@@ -98,7 +100,7 @@ class Trainer:
         world: World,
         labels: Sequence[str],
         validate: Callable[[nn.Module, Callable[[], None]], Validation],
-        save_model: Callable[[Any, nn.Module, int, dict[str, float]], None],
+        save_model: Callable[[Path, nn.Module, dict[str, Any]], None],
         name_of: Callable[[int], str],
         memory_advice: Callable[[str], OutOfMemory],
         on_progress: ProgressCallback,
@@ -116,6 +118,7 @@ class Trainer:
         self.memory_advice = memory_advice
         self.on_progress = on_progress
         self.position = Position()
+        self.resumed = False
         self.validation: Validation | None = None
         self._saved = time.monotonic()
 
@@ -129,9 +132,9 @@ class Trainer:
             WorkFailed: the loss is not finite; names the videos of the step.
             OutOfMemory: a step does not fit; says what to lower.
         """
-        # Curves beyond the position belong to steps that are about to be repeated.
-        purge = self.position.step + 1 if self.position.step else None
-        board = Board(self.run.path / "tensorboard", purge) if self.world.is_main else None
+        board = None
+        if self.world.is_main:
+            board = Board(self.run.path / "tensorboard", self._first_to_repeat())
         with StopRequest() as stop:
             try:
                 if not self.position.step:
@@ -145,11 +148,11 @@ class Trainer:
                 time.sleep(_SIGNAL_GRACE_SECONDS)
                 if not stop.number:
                     raise
-                # The signal went to every process of the job and ended the loader's workers or another
-                # process, perhaps in the middle of a step: what is in memory may be half a step ahead,
-                # so it is not saved.
+                # The signal has ended the loader's workers or another process too, perhaps in the middle
+                # of a step: what is in memory may be half a step ahead, so it is not saved.
                 raise self._interrupted(
-                    "stopped with the loader's workers; the last checkpoint stays", stop.number
+                    "stopped, since another process of the job has ended; the last state stays",
+                    stop.number,
                 ) from error
             finally:
                 if board is not None:
@@ -158,6 +161,13 @@ class Trainer:
             # Nothing was left to train: the run had ended just before its report.
             self.validation = self.validate(self.step.best_model, lambda: None)
         return self.position
+
+    def _first_to_repeat(self) -> int | None:
+        """The step from which on curves of an earlier process are about to be written again."""
+        if not self.resumed:
+            return None
+        in_validation = self.position.batch == self.order.batches_per_epoch
+        return self.position.step + (0 if in_validation else 1)
 
     def _train_epoch(self, stop: StopRequest, board: Board | None) -> None:
         position, order = self.position, self.order
@@ -212,7 +222,9 @@ class Trainer:
                 due and self.world.is_main,
             ]
         )
-        if not math.isfinite(loss_sum):
+        # In fp16 gradients overflow now and then; the scaler leaves the step out.
+        overflows = self.step.scaler.is_enabled()
+        if not math.isfinite(loss_sum) or not (overflows or math.isfinite(result.grad_norm)):
             self._fail_on_loss(result.loss_sum, parts)
         position = self.position
         position.batch += 1
@@ -224,9 +236,9 @@ class Trainer:
             "loss": loss_sum / clips,
             "top1_batch": 100.0 * correct / clips,
             "clips": clips,
-            "lr": self.step.learning_rate,
+            "lr": result.lr,
         }
-        if result.grad_norm is not None:
+        if math.isfinite(result.grad_norm):
             figures["grad_norm"] = result.grad_norm
         if failed:
             found = [video for share in self.world.gather(unreadable) for video in share]
@@ -277,14 +289,15 @@ class Trainer:
 
     def _fail_on_loss(self, own: float, parts: Sequence[TrainBatch]) -> None:
         """Nothing of this step is saved: the last state from before it stays."""
-        indices = [int(i) for part in parts for i in part.indices]
-        guilty = [] if math.isfinite(own) else [self.name_of(i) for i in dict.fromkeys(indices)]
-        names = [name for share in self.world.gather(guilty) for name in share]
+        names = [self.name_of(i) for i in dict.fromkeys(int(i) for p in parts for i in p.indices)]
+        shares = self.world.gather((own, names))
+        guilty = [share for share in shares if not math.isfinite(share[0])]
+        what = f"training loss became {guilty[0][0]}" if guilty else "gradient is not finite"
+        named = [name for _, found in guilty or shares for name in found]
         raise WorkFailed(
-            f"the training loss became {own if guilty else 'not finite'}",
-            where=f"epoch {self.position.epoch + 1}, step of {', '.join(names)}",
-            fix="lower train.lr, or set train.clip_grad=1.0; then go on from the last state with "
-            "--init-from",
+            f"the {what}",
+            where=f"epoch {self.position.epoch + 1}, step of {', '.join(named)}",
+            fix="begin anew with a lower train.lr, or with train.clip_grad=1.0",
         )
 
     def _finish_epoch(self, stop: StopRequest, board: Board | None) -> None:
@@ -298,11 +311,21 @@ class Trainer:
             figures = self.validation.metrics.figures()
             self._keep_validation(epoch, figures, board)
         if self.world.is_main:
-            self.save_model(self.run.last, self.step.best_model, epoch, figures)
+            self._save_model("last", epoch, figures)
         shown = {"train_loss": position.loss_sum / position.clips, **figures}
         position.start_epoch(epoch)
         self.save()
         self.on_progress(Progress("epochs", epoch, self.settings.epochs, shown))
+
+    def _save_model(self, role: str, epoch: int, figures: dict[str, float]) -> None:
+        path = self.run.best if role == "best" else self.run.last
+        notes = {
+            "role": role,
+            "epoch": epoch,
+            "metrics": figures,
+            "validations": self.position.validations,
+        }
+        self.save_model(path, self.step.best_model, notes)
 
     def _validate(self, stop: StopRequest) -> Validation:
         def leave_if_asked() -> None:
@@ -316,6 +339,7 @@ class Trainer:
         position, found = self.position, self.validation
         assert found is not None
         metrics = found.metrics
+        position.validations += 1
         is_best = metrics.top1 > position.best_top1
         if is_best:
             position.best_top1, position.best_epoch = metrics.top1, epoch
@@ -338,7 +362,7 @@ class Trainer:
         if is_best:
             matrix = confusion_matrix(found.scores.scores, found.scores.labels)
             board.confusion(position.step, matrix, self.labels)
-            self.save_model(self.run.best, self.step.best_model, epoch, figures)
+            self._save_model("best", epoch, figures)
         board.flush()
 
     def _interrupted(self, what: str, number: int) -> Interrupted:
@@ -364,7 +388,10 @@ class Trainer:
         """
         self.position, parts = load_state(self.run.state, self.settings.identity)
         self.step.load_state_dict(parts)
+        self.resumed = True
         if self.world.is_main:
+            # A kill in the middle of writing leaves its temporary file.
+            remove_leftovers(self.run.state)
             self.run.drop_metrics_after(self.position.step, self.position.epoch)
 
 

@@ -44,10 +44,13 @@ def out_of_memory(
     """
     clips = videos * repeats
     same, other = [], []
-    parts = next((n for n in range(2, videos + 1) if videos % n == 0), 0)
-    # Mixup and cutmix need a partner.
-    if parts and clips // parts > 1:
-        same.append((f"train.accumulate={accumulate * parts}", "the same step, nearly as fast"))
+    # Mixup and cutmix need a partner, and shares of even length to keep the partners of the batch.
+    shares = [n for n in range(2, videos + 1) if videos % n == 0 and clips // n > 1]
+    even = [n for n in shares if videos // n % 2 == 0]
+    if shares:
+        effect = "the same step" + ("" if even else " but for the pairs of mixup and cutmix")
+        parts = min(even or shares)
+        same.append((f"train.accumulate={accumulate * parts}", f"{effect}, nearly as fast"))
     everywhere = list(range(1, stages + 1))
     if set(checkpoint_stages) < set(everywhere):
         numbers = ",".join(map(str, everywhere))

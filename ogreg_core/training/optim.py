@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
-from torch.optim import AdamW, Optimizer
+from torch.optim import SGD, AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 __all__ = [
@@ -33,6 +33,8 @@ class OptimSettings:
         weight_decay: of the parameters that decay.
         head_lr, backbone_lr: factors on the learning rate of the classifier and of the rest.
         layer_decay: factor per layer from the classifier down (Clark et al. 2020, as in BEiT).
+        optimizer: ``adamw`` with betas (0.9, 0.999), ``sgd``, or ``nesterov``.
+        momentum: of the latter two.
     """
 
     lr: float
@@ -40,6 +42,8 @@ class OptimSettings:
     head_lr: float = 1.0
     backbone_lr: float = 1.0
     layer_decay: float = 1.0
+    optimizer: str = "adamw"
+    momentum: float = 0.9
 
 
 @dataclass(frozen=True)
@@ -102,7 +106,7 @@ def _layer_of(name: str, layers: Sequence[Sequence[str]]) -> int:
 
 
 def build_optimizer(model: nn.Module, settings: OptimSettings) -> Optimizer:
-    """AdamW with betas (0.9, 0.999) over :func:`parameter_groups`."""
+    """The optimiser over :func:`parameter_groups`."""
     groups = [
         {
             "params": list(group.parameters.values()),
@@ -112,7 +116,10 @@ def build_optimizer(model: nn.Module, settings: OptimSettings) -> Optimizer:
         }
         for group in parameter_groups(model, settings)
     ]
-    return AdamW(groups, lr=settings.lr)
+    if settings.optimizer == "adamw":
+        return AdamW(groups, lr=settings.lr)
+    nesterov = settings.optimizer == "nesterov"
+    return SGD(groups, lr=settings.lr, momentum=settings.momentum, nesterov=nesterov)
 
 
 def warmup_cosine(step: int, warmup: int, total: int, floor: float) -> float:

@@ -27,24 +27,26 @@ from ogreg_core.data.loader import (
 )
 from ogreg_core.data.sampling import positions
 from ogreg_core.data.transforms import TestCrops
-from ogreg_core.distributed import SINGLE
+from ogreg_core.distributed import SINGLE, World
 from ogreg_core.errors import CheckpointError, DataError, EnvironmentFault
-from ogreg_core.models.registry import create_model, find_model
+from ogreg_core.models.registry import find_model
 from ogreg_core.models.weights import TORCHVISION_SWIN
 from ogreg_core.recipe import LoadedRecipe, Recipe
 from ogreg_core.recipe_tables import InitTable
+from ogreg_core.training.announcement import PLACEHOLDER_CLASSES
 from ogreg_core.training.assemble import (
     Splits,
     augmentation_of,
     build_model,
     load_splits,
+    memory_advice,
+    model_of,
     optim_of,
     order_of,
     sampling_of,
     step_settings,
     training_precision,
 )
-from ogreg_core.training.memory_advice import out_of_memory
 from ogreg_core.training.optim import build_optimizer, build_schedule
 from ogreg_core.training.rehearsal import Rehearsal, invented_batch, loading_rate, rehearse
 from ogreg_core.training.step import TrainStep
@@ -52,8 +54,8 @@ from ogreg_core.video.decoders import decord_available
 
 __all__ = ["Preflight", "check_recipe", "quick_checks", "waiting_share"]
 
-# Stands in for the number of classes while the data set is not there.
-_PLACEHOLDER_CLASSES = 400
+# Below this share of its time it does not matter that the model waits for data.
+_WORTH_A_WORD = 0.05
 _MOST_NAMES = 5
 _BYTES_PER_NUMBER = 4
 
@@ -174,7 +176,7 @@ def _check_disk(recipe: Recipe, classes: int, run_parent: Path) -> Iterable[str]
 
 def _count_parameters(recipe: Recipe, classes: int) -> int:
     with torch.device("meta"):
-        model = create_model(recipe.model.name, classes, **recipe.model.options)
+        model = model_of(recipe, classes)
     return profiling.count_parameters(model)
 
 
@@ -187,7 +189,9 @@ def _some(names: list[str]) -> str:
     return ", ".join(names[:_MOST_NAMES]) + (f" and {more} more" if more > 0 else "")
 
 
-def check_recipe(loaded: LoadedRecipe, device: torch.device, workers: int = 0) -> Preflight:
+def check_recipe(
+    loaded: LoadedRecipe, device: torch.device, workers: int = 0, processes: int = 1
+) -> Preflight:
     """Read the manifests, build the model, make a few steps at the micro-batch's size on invented
     clips, and load real ones as the training would.
 
@@ -198,36 +202,38 @@ def check_recipe(loaded: LoadedRecipe, device: torch.device, workers: int = 0) -
         loaded: what shall be trained.
         device: where.
         workers: processes of the loader.
+        processes: that will share a step; speeds are those of one times their number.
     """
     recipe = loaded.recipe
     found = Preflight()
-    splits = _find_data(loaded, found)
+    splits = _find_data(loaded, processes, found)
     labels = (
-        splits.train.labels if splits else tuple(f"class {i}" for i in range(_PLACEHOLDER_CLASSES))
+        splits.train.labels if splits else tuple(f"class {i}" for i in range(PLACEHOLDER_CLASSES))
     )
     found.figures["classes"] = len(labels)
     model = _find_model(recipe, labels, found)
-    trained = _rehearse(recipe, labels, model, device, found)
+    trained = _rehearse(recipe, labels, model, device, processes, found)
     if splits and not any(text.startswith("videos:") for text in found.missing):
-        _compare_speeds(recipe, splits, trained, device, workers, found)
+        _compare_speeds(recipe, splits, trained, device, workers, processes, found)
     return found
 
 
-def _find_data(loaded: LoadedRecipe, found: Preflight) -> Splits | None:
+def _find_data(loaded: LoadedRecipe, processes: int, found: Preflight) -> Splits | None:
     recipe = loaded.recipe
     try:
         splits = load_splits(recipe)
     except DataError as error:
         found.missing.append(f"data: {error}")
         return None
-    order = order_of(recipe, len(splits.train.rows))
-    found.figures["training videos"] = len(splits.train.rows)
-    found.figures["validation videos"] = len(splits.val.rows)
-    found.figures["steps per epoch"] = order.batches_per_epoch
-    found.figures["clips per step"] = order.batch_size * recipe.augment.repeats
+    order = order_of(recipe, len(splits.train.rows), World(size=processes))
+    found.figures["processes"] = processes
+    found.figures["training_videos"] = len(splits.train.rows)
+    found.figures["validation_videos"] = len(splits.val.rows)
+    found.figures["steps_per_epoch"] = order.batches_per_epoch
+    found.figures["clips_per_step"] = order.batch_size * recipe.augment.repeats
     if splits.val.annotated:
         share = 100.0 * len(splits.val.rows) / splits.val.annotated
-        found.figures["validation coverage (%)"] = share
+        found.figures["validation_coverage_pct"] = share
     try:
         found.notes += quick_checks(recipe, splits, Path("runs", "train", loaded.name))
     except EnvironmentFault as error:
@@ -240,7 +246,7 @@ def _find_model(recipe: Recipe, labels: tuple[str, ...], found: Preflight) -> nn
     scratch = recipe.model_copy(update={"init": InitTable()})
     if recipe.init.weights in TORCHVISION_SWIN:
         # Not fetched here: a dry run uses no network and writes no cache.
-        found.figures["starting weights"] = f"{recipe.init.weights}, fetched by name at the start"
+        found.figures["starting_weights"] = f"{recipe.init.weights}, fetched by name at the start"
         recipe = scratch
     try:
         model, report = build_model(recipe, labels)
@@ -248,14 +254,12 @@ def _find_model(recipe: Recipe, labels: tuple[str, ...], found: Preflight) -> nn
         found.missing.append(f"starting weights: {error}")
         model, report = build_model(scratch, labels)
     if report is not None:
-        found.figures["starting weights"] = report.summary()
+        found.figures["starting_weights"] = report.summary()
     found.figures["model"] = recipe.model.name
-    found.figures["parameters (M)"] = profiling.count_parameters(model) / 1e6
+    found.figures["params_m"] = profiling.count_parameters(model) / 1e6
     clip = torch.randn(1, 3, recipe.data.frames, recipe.data.size, recipe.data.size)
-    found.figures["multiply-adds per view (G)"] = (
-        profiling.count_multiply_adds(model, clip).total / 1e9
-    )
-    found.figures["views per video"] = recipe.eval.clips * recipe.eval.crops
+    found.figures["gmacs_per_view"] = profiling.count_multiply_adds(model, clip).total / 1e9
+    found.figures["views_per_video"] = recipe.eval.clips * recipe.eval.crops
     return model
 
 
@@ -267,10 +271,10 @@ def _load_one_of_each(recipe: Recipe, splits: Splits, found: Preflight) -> None:
     try:
         started = time.perf_counter()
         sample = ClipDataset(splits.train, sampling, augmentation, recipe.seed)[0, 0]
-        found.figures["load a training sample (s)"] = time.perf_counter() - started
+        found.figures["load_training_sample_s"] = time.perf_counter() - started
         started = time.perf_counter()
         views = ViewDataset(splits.val, Views(sampling, recipe.eval.clips, crops))[0]
-        found.figures["load a test video (s)"] = time.perf_counter() - started
+        found.figures["load_test_video_s"] = time.perf_counter() - started
     except DataError as error:
         found.missing.append(f"videos: {error}")
         return
@@ -282,11 +286,12 @@ def _rehearse(
     labels: tuple[str, ...],
     model: nn.Module,
     device: torch.device,
+    processes: int,
     found: Preflight,
 ) -> Rehearsal:
     """A few real steps on invented clips."""
     data, table = recipe.data, recipe.train
-    videos = table.batch_size // table.accumulate
+    videos = table.batch_size // table.accumulate // processes
     clips = videos * recipe.augment.repeats
     precision = training_precision(recipe, device)
     step = _step_of(recipe, labels, model.to(device), videos, precision)
@@ -298,31 +303,25 @@ def _rehearse(
         return invented_batch(count, data.frames, data.size, len(labels))
 
     measured = rehearse(make, batch_of, clips, device)
-    found.figures["clips per micro-batch"] = clips
-    found.figures["clips in the rehearsed step"] = measured.clips
+    found.figures["clips_per_micro_batch"] = clips
+    found.figures["rehearsed_clips"] = measured.clips
     found.figures["precision"] = precision
-    found.figures["step (s)"] = measured.seconds
+    found.figures["step_s"] = measured.seconds
     gpu = device.type == "cuda"
-    kind = "allocated on the GPU" if gpu else "growth of the resident set"
-    found.figures[f"peak memory, {kind} (MB)"] = measured.peak_mb
+    found.figures["peak_memory_mb"] = measured.peak_mb
+    found.figures["peak_memory_is"] = "allocated" if gpu else "growth of the resident set"
     if measured.clips < clips and measured.fits:
-        found.figures["memory of a whole micro-batch (MB)"] = measured.needed_mb
-    found.figures["fits into memory"] = "yes" if measured.fits else "no"
-    if not measured.fits:
-        error = out_of_memory(
-            videos=videos,
-            repeats=recipe.augment.repeats,
-            frames=data.frames,
-            size=data.size,
-            accumulate=table.accumulate,
-            checkpoint_stages=table.checkpoint_stages,
-            precision=precision,
-            peak_bytes=int(measured.peak_mb * 2**20) if gpu else 0,
-            device=device,
-            stages=len(model.stage_blocks()),  # type: ignore[operator]
-            why="" if gpu else f"they would need about {measured.needed_mb / 2**10:.1f} GB",
+        found.figures["micro_batch_memory_mb"] = measured.needed_mb
+    found.figures["fits_into_memory"] = measured.fits
+    if 0 < measured.clips < clips:
+        found.notes.append(
+            f"the step was made with {measured.clips} of {clips} clips; the rest is computed from it"
         )
-        found.problems.append(str(error))
+    if not measured.fits:
+        why = "" if gpu else f"they would need about {measured.needed_mb / 2**10:.1f} GB"
+        peak = measured.peak_mb if gpu else 0.0
+        advice = memory_advice(recipe, step.model, videos, precision, device, peak, why)
+        found.problems.append(str(advice))
     return measured
 
 
@@ -340,7 +339,7 @@ def _step_of(
         mean=entry.mean,
         std=entry.std,
     )
-    optimizer = build_optimizer(model, optim_of(recipe))
+    optimizer = build_optimizer(model, optim_of(recipe, recipe.train.batch_size))
     schedule = build_schedule(
         optimizer,
         steps_per_epoch=1,
@@ -359,6 +358,7 @@ def _compare_speeds(
     trained: Rehearsal,
     device: torch.device,
     workers: int,
+    processes: int,
     found: Preflight,
 ) -> None:
     """Whether the model will wait for data, and how long the training will take."""
@@ -376,18 +376,19 @@ def _compare_speeds(
     except DataError as error:
         found.problems.append(str(error))
         return
-    found.figures["loaded (clips/s)"] = loaded
-    model = trained.clips_per_second
+    # Every process has a loader of its own.
+    loaded, model = processes * loaded, processes * trained.clips_per_second
+    found.figures["loaded_clips_per_s"] = loaded
     if not model:
         return
-    found.figures["trained (clips/s)"] = model
+    found.figures["trained_clips_per_s"] = model
     waiting = waiting_share(loaded, model, workers)
-    found.figures["waiting for data (%)"] = 100 * waiting
+    found.figures["data_wait_pct"] = 100 * waiting
     found.notes.append(_speed_sentence(loaded, model, waiting, device, workers))
     seconds = order.batches_per_epoch * order.batch_size * recipe.augment.repeats / model
     seconds /= 1 - waiting
-    found.figures["epoch without validation (min)"] = seconds / 60
-    found.figures["training without validation (h)"] = seconds * recipe.train.epochs / 3600
+    found.figures["epoch_without_validation_min"] = seconds / 60
+    found.figures["training_without_validation_h"] = seconds * recipe.train.epochs / 3600
 
 
 def waiting_share(loaded: float, trained: float, workers: int) -> float:
@@ -410,7 +411,7 @@ def _speed_sentence(
     if device.type == "cpu" and workers:
         # Measured one after the other; at work they share the processors.
         speeds += ", each with all processors to itself"
-    if waiting < 0.005:
+    if waiting < _WORTH_A_WORD:
         return f"the model will not wait for data: {speeds}"
     cure = "more --workers, or smaller copies (ogreg prepare ... --resize 256)"
     return f"the model will wait for data {100 * waiting:.0f} % of the time: {speeds}; {cure}"

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from ogreg_core.errors import CheckpointError
-from ogreg_core.files import remove_leftovers, write_atomic
+from ogreg_core.files import write_atomic
 
 __all__ = ["Position", "differences", "load_state", "save_state"]
 
@@ -32,6 +32,7 @@ class Position:
         step: optimiser steps in total.
         best_top1: best validation top-1 so far, percent.
         best_epoch: the epoch that reached it.
+        validations: made so far.
         seconds: training time so far.
         loss_sum, correct, clips: over the current epoch, for its mean loss and top-1.
         unreadable: videos of the current epoch that could not be read.
@@ -42,6 +43,7 @@ class Position:
     step: int = 0
     best_top1: float = -1.0
     best_epoch: int = 0
+    validations: int = 0
     seconds: float = 0.0
     loss_sum: float = 0.0
     correct: int = 0
@@ -79,8 +81,6 @@ def load_state(path: Path, identity: dict[str, Any]) -> tuple[Position, dict[str
     run = path.parent.parent
     if not path.is_file():
         raise CheckpointError(f"{run} has no state to resume from", why=f"{path} does not exist")
-    # A kill in the middle of writing leaves its temporary file.
-    remove_leftovers(path)
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
         before = content["identity"]

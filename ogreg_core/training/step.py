@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -44,7 +45,7 @@ class StepSettings:
         checkpoint_stages: stages whose activations are recomputed.
         channels_last: memory layout of clips and convolution weights.
         compile: whether to compile the model.
-        still: whether clips are single images, which leave temporal parameters without gradient.
+        still: whether clips are so short that temporal parameters may get no gradient.
     """
 
     clips_per_step: int
@@ -69,13 +70,16 @@ class StepResult:
         loss_sum: over its clips.
         correct: clips whose larger label is the best guess.
         clips: how many.
-        grad_norm: before clipping, of the whole step; None without clipping.
+        grad_norm: before clipping, of the whole step. It may be infinite or no number in fp16, whose
+            step is left out then.
+        lr: learning rate of the step, for a parameter whose group has no factor of its own.
     """
 
     loss_sum: float
     correct: int
     clips: int
-    grad_norm: float | None
+    grad_norm: float
+    lr: float
 
 
 class TrainStep:
@@ -160,12 +164,14 @@ class TrainStep:
             loss_sum += loss.detach()
             # Of a mixed clip the class that has the larger share.
             correct += (logits.argmax(dim=1) == targets.argmax(dim=1)).sum()
+        lr = self.learning_rate
         norm = self._update()
         return StepResult(
             loss_sum.item(),
             int(correct.item()),
             sum(len(batch.labels) for batch in batches),
-            None if norm is None else norm.item(),
+            norm.item(),
+            lr,
         )
 
     def _gradients_stay(self, wanted: bool) -> AbstractContextManager[Any]:
@@ -194,16 +200,18 @@ class TrainStep:
             logits = self._forward(clips)
         return F.cross_entropy(logits.float(), targets, reduction="sum"), logits, targets
 
-    def _update(self) -> Tensor | None:
-        norm: Tensor | None = None
-        if self.settings.clip_grad:
-            self.scaler.unscale_(self.optimizer)
-            norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.clip_grad)
+    def _update(self) -> Tensor:
+        self.scaler.unscale_(self.optimizer)
+        limit = self.settings.clip_grad or math.inf
+        norm = nn.utils.clip_grad_norm_(self.model.parameters(), limit)
+        scale = self.scaler.get_scale()
         self.scaler.step(self.optimizer)
         self.scaler.update()
-        self.schedule.step()
-        if self.average is not None:
-            self.average.update_parameters(self.model)
+        # The scaler leaves out a step whose gradients overflowed, and lowers its scale.
+        if self.scaler.get_scale() >= scale:
+            self.schedule.step()
+            if self.average is not None:
+                self.average.update_parameters(self.model)
         return norm
 
     def state_dict(self) -> dict[str, Any]:

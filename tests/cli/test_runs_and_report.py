@@ -88,6 +88,15 @@ def test_runs_of_one_folder_and_of_none(ogreg, some_runs, tmp_path):
     check(ogreg("runs", tmp_path / "nowhere"), 3, "not a folder")
 
 
+def test_large_numbers_are_set_apart_by_spaces(tmp_path, ogreg):
+    folder = tmp_path / "runs" / "eval" / "demo"
+    write_evaluation(folder / "1", None, 9.0, videos=20000, annotated_videos=20005)
+    write_evaluation(folder / "2", None, 9.0, videos=5, unreadable=[], annotated_videos=4)
+    lines = ogreg("runs").stdout.splitlines()
+    cells = [line.split("\t")[7] for line in lines[1:]]
+    assert sorted(cells) == ["19 998 (99.9 %)", "5 (100.0 %)"]
+
+
 def test_without_any_run_the_way_to_one_is_named(ogreg):
     done = ogreg("runs")
     assert done.returncode == 0
@@ -160,12 +169,24 @@ def test_report_as_json(some_runs, capsys):
     assert 0 < training["gmacs_per_view"] < 0.1
     report_command.report([some_runs], format=report_command.Format.json)
     assert capsys.readouterr().out == text
+    file = some_runs / "x.json"
+    report_command.report([some_runs], json=True, out=file)
+    assert capsys.readouterr().out == file.read_text() == text
+
+
+@pytest.mark.parametrize("arguments", [["--format", "json"], ["--json"]], ids=" ".join)
+def test_failures_are_one_document_too(arguments, ogreg):
+    done = ogreg("report", "nowhere", *arguments)
+    assert done.returncode == 3
+    assert json.loads(done.stdout)["error"]["code"] == 3
+    assert done.stderr.count("error:") == 1
 
 
 @pytest.mark.parametrize(
     ("arguments", "code", "words"),
     [
-        (["nowhere"], 3, ["no such folder"]),
+        (["nowhere"], 3, ["no such folder", "ogreg runs"]),
+        (["file/x", "--out", "file/x.md"], 2, ["is a file, not a folder"]),
         (["."], 3, ["holds no run", "ogreg runs"]),
         ([".", "--out", "table.doc"], 2, ["table.doc", ".tex"]),
         ([".", "--out", "table.tex", "--format", "csv"], 2, ["csv and latex contradict"]),
@@ -176,10 +197,11 @@ def test_report_as_json(some_runs, capsys):
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
 )
 def test_report_refuses(arguments, code, words, ogreg, tmp_path):
+    (tmp_path / "file").write_text("")
     done = ogreg("report", *arguments)
     # With --json the error stands on stdout too.
     check(done, code, *words)
-    assert not list(tmp_path.iterdir())
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
 def test_report_overwrites_nothing(ogreg, some_runs, tmp_path):

@@ -6,9 +6,15 @@ import warnings
 
 import numpy as np
 import pytest
+from matplotlib.axes import Axes
 from PIL import Image
 
-from ogreg_core.confusion_picture import confusion_pixels, most_confused, save_confusion
+from ogreg_core.confusion_picture import (
+    _name,
+    confusion_pixels,
+    most_confused,
+    save_confusion,
+)
 
 
 def picture(classes, row, column):
@@ -86,6 +92,25 @@ def test_most_confused_pairs():
     assert most_confused(matrix, most=1) == [(1, 2, 5)]
     assert most_confused(np.diag([1, 2])) == []
     assert matrix[0, 0] == 9
+
+
+def test_names_that_the_font_lacks_have_their_number():
+    assert _name(7, "ü ß α") == "ü ß α"
+    assert _name(7, "打太极") == "7 打太极"
+    # Two classes whose names would be the same boxes can be told apart.
+    matrix = np.diag([3, 4, 5])
+    first = confusion_pixels(matrix, ["打太极", "b", "c"])
+    assert not np.array_equal(first[:, :300], confusion_pixels(matrix, ["a", "b", "c"])[:, :300])
+
+
+def test_the_list_says_what_it_is_sorted_by(monkeypatch):
+    texts = []
+    draw = Axes.text
+    monkeypatch.setattr(
+        Axes, "text", lambda self, x, y, s, **k: texts.append(s) or draw(self, x, y, s, **k)
+    )
+    picture(30, 1, 2)
+    assert any("by number of videos" in text for text in texts)
 
 
 def test_names_in_any_script_are_drawn_without_a_word():

@@ -44,14 +44,14 @@ def square_clip(tmp_path):
 
 def test_gaze_lies_where_something_moves(predictor, tmp_path):
     found = look(predictor, square_clip(tmp_path), ["stage1"])
-    assert found.gaze.shape == found.glance.shape == (8, 64, 64)
+    assert found.maps["gaze"].shape == found.maps["glance"].shape == (8, 64, 64)
     assert found.indices == [1, 3, 5, 7, 9, 11, 13, 15]
-    moving = found.gaze[:, :28].sum() / found.gaze.sum()
+    moving = found.maps["gaze"][:, :28].sum() / found.maps["gaze"].sum()
     assert moving > 0.7
     assert not found.still
     assert list(found.profiles) == ["stage1.block1"]
     assert found.profiles["stage1.block1"]["d"].shape == (3,)
-    assert found.glance.mean() == pytest.approx(1, abs=0.05)
+    assert found.maps["glance"].mean() == pytest.approx(1, abs=0.05)
 
 
 def test_still_video_is_flat_and_said_to_be(predictor, tmp_path):
@@ -60,7 +60,7 @@ def test_still_video_is_flat_and_said_to_be(predictor, tmp_path):
     _, maps = predictor.model.forward_with_maps(frames)
     assert all(found.gaze.abs().max() < 1e-5 for found in maps.values())
     found = look(predictor, tmp_path / "still.mp4")
-    assert found.gaze.mean() < 1e-3
+    assert found.maps["gaze"].mean() < 1e-3
 
 
 def test_overlay_leaves_flat_maps_alone():

@@ -213,3 +213,45 @@ def test_what_contradicts_itself_or_does_nothing_is_refused(changes, words):
     with pytest.raises(UsageError) as caught:
         load_recipe("demo", changes)
     assert re.search(words, caught.value.why)
+
+
+def test_repetitions_of_an_experiment_have_one_hash():
+    def digest(*overrides):
+        return load_recipe("demo", overrides).recipe.experiment_sha256
+
+    plain = digest()
+    assert (
+        digest("seed=3", "data.root=elsewhere", "train.checkpoint_stages=[1]", "train.accumulate=2")
+        == plain
+    )
+    assert digest("train.lr=2e-3") != plain
+    assert digest("data.frames=8") != plain
+
+
+def test_learning_rates_follow_the_batch():
+    def factor(*overrides):
+        table = load_recipe("demo", ["train.reference_batch=64", *overrides]).recipe.train
+        return table.lr_factor(16)
+
+    assert load_recipe("demo").recipe.train.lr_factor(128) == 1
+    assert factor() == 0.25
+    assert factor("train.lr_scaling=sqrt") == 0.5
+    assert factor("train.lr_scaling=none") == 1
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("train.accumulate=3", "not a multiple of accumulate 3"),
+        ("train.lr_scaling=sqrt", "lr_scaling has no effect without reference_batch"),
+        ("train.momentum=0.5", "momentum has no effect"),
+        ("train.ema=1.0", "train.ema"),
+        ("train.layer_decay=0.0", "train.layer_decay"),
+        ("train.checkpoint_stages=[0]", "train.checkpoint_stages"),
+        ("train.precision=int8", "train.precision"),
+    ],
+)
+def test_training_keys_that_make_no_sense_are_refused(override, words):
+    with pytest.raises(UsageError) as caught:
+        load_recipe("demo", [override])
+    assert words in caught.value.why

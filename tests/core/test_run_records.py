@@ -11,7 +11,13 @@ from json import JSONDecoder
 
 import pytest
 
-from ogreg_core.run_records import find_runs, read_metrics, read_run
+from ogreg_core.run_records import (
+    find_runs,
+    read_metrics,
+    read_run,
+    share_text,
+    thousands,
+)
 
 RECIPE = """
 seed = 7
@@ -127,6 +133,39 @@ def test_an_evaluation_and_a_control(tmp_path):
     assert read_run(make(tmp_path / "3", report=older, recipe="")).frame_order == "middle"
     fused = {**report, "fused": [{"path": "a"}]}
     assert read_run(make(tmp_path / "4", report=fused, recipe="")).kind == "fuse"
+
+
+def test_an_interrupted_evaluation_is_listed_as_one(tmp_path):
+    folder = make(tmp_path / "1", status={"state": "interrupted", "reason": "stopped"}, recipe="")
+    data = {"command": "eval", "model": "ogreg-n", "dataset": "demo", "split": "test"}
+    (folder / "data.json").write_text(json.dumps(data))
+    assert list(find_runs(tmp_path)) == [folder]
+    run = read_run(folder)
+    assert (run.kind, run.state, run.model, run.dataset) == (
+        *("eval", "interrupted", "ogreg-n", "demo/test"),
+    )
+    (folder / "data.json").write_text(json.dumps({**data, "command": "fuse"}))
+    assert read_run(folder).kind == "fuse"
+
+
+def test_more_rows_than_annotations_are_no_more_than_all(tmp_path):
+    report = {"schema": "ogreg.eval.v1", "top1_pct": 1.0, "videos": 5, "annotated_videos": 4}
+    run = read_run(make(tmp_path / "1", report=report, recipe=""))
+    assert (run.scored, run.annotated, run.coverage_pct) == (5, 5, 100.0)
+
+
+def test_when_it_finished_is_its_own_word(tmp_path):
+    report = {"schema": "ogreg.eval.v1", "finished": "2026-02-28T23:30:00+00:00"}
+    assert read_run(make(tmp_path / "1", report=report)).finished == 1772321400
+    run = read_run(make(tmp_path / "2", report={**report, "finished": "yesterday"}))
+    assert run.finished == run.started
+
+
+def test_nearly_all_is_not_rounded_to_all():
+    assert share_text(19998, 20005) == "99.9 %"
+    assert share_text(20005, 20005) == "100.0 %"
+    assert share_text(31, 32) == "96.9 %"
+    assert thousands(1234567) == "1 234 567"
 
 
 @pytest.mark.parametrize(

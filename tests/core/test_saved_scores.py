@@ -13,8 +13,9 @@ from safetensors.torch import save_file
 
 from ogreg_core.data.loader import Unreadable
 from ogreg_core.errors import DataError
-from ogreg_core.evaluation import Scores
+from ogreg_core.evaluation import Scores, metrics_of
 from ogreg_core.saved_scores import SCORES_FILE, SavedScores, compare, fuse, read_scores
+from ogreg_core.statistics import paired_difference_interval
 
 CLASSES = 4
 
@@ -99,11 +100,14 @@ def test_comparison_equals_a_plain_loop():
     ]
     outcome = {}
     for row in range(40):
-        if row not in (3, 7, 8):
-            outcome[row] = tuple(
-                max(range(CLASSES), key=lambda c: t[row][c]) == row * 7 % CLASSES for t in tables
-            )
-    assert found.rows.tolist() == list(outcome)
+        # A video without a score is wrong on that side, as in the evaluation's own top-1.
+        outcome[row] = tuple(
+            row in t and max(range(CLASSES), key=lambda c: t[row][c]) == row * 7 % CLASSES
+            for t in tables
+        )
+    assert (found.videos, found.unreadable) == (40, (1, 2))
+    assert found.predicted[:, [3, 7, 8]].tolist()[0][0] == -1
+    assert found.predicted[1, [7, 8]].tolist() == [-1, -1]
     values = list(outcome.values())
     assert found.counts() == {
         "both_right": values.count((True, True)),
@@ -112,10 +116,17 @@ def test_comparison_equals_a_plain_loop():
         "both_wrong": values.count((False, False)),
     }
     assert min(found.counts().values()) > 0
-    assert found.top1()[0] == pytest.approx(100 * sum(r for r, _ in values) / 37)
-    assert found.top1()[1] == pytest.approx(100 * sum(r for _, r in values) / 37)
+    assert found.top1()[0] == pytest.approx(100 * sum(r for r, _ in values) / 40)
+    assert found.top1()[1] == pytest.approx(100 * sum(r for _, r in values) / 40)
+    for top1, side in zip(found.top1(), (a, b), strict=True):
+        own = metrics_of(side.found.scores, side.found.labels, side.missed()).top1
+        assert top1 == pytest.approx(own)
     changed = [row for row, (one, other) in outcome.items() if one != other]
-    assert [int(found.rows[place]) for place in found.changed()] == changed
+    assert found.changed() == changed
+    counts = found.counts()
+    low, high = paired_difference_interval(counts["only_a"], counts["only_b"], 40)
+    assert found.interval() == pytest.approx((100 * low, 100 * high))
+    assert low < (found.top1()[1] - found.top1()[0]) / 100 < high
     n, k = len(changed), min(found.counts()["only_a"], found.counts()["only_b"])
     tail = 2 * sum(math.comb(n, i) for i in range(k + 1)) / 2**n
     assert found.p_value() == pytest.approx(min(1, tail))
@@ -148,8 +159,6 @@ def test_other_manifests_are_refused():
     with pytest.raises(DataError, match="other videos") as caught:
         compare(a, saved(videos=9))
     assert "12 videos in A, 9 in B" in caught.value.why
-    with pytest.raises(DataError, match="no video has a score in both"):
-        compare(saved(videos=2, missing=(0,)), saved(videos=2, missing=(1,)))
 
 
 def test_fusion_is_the_weighted_mean_of_those_that_have_a_score():
@@ -164,7 +173,7 @@ def test_fusion_is_the_weighted_mean_of_those_that_have_a_score():
     assert [video.index for video in found.found.unreadable] == [4]
     torch.testing.assert_close(found.found.scores.sum(1), torch.ones(11))
     assert found.about["protocol"] == "fusion of 3, 16 uniform, 1x1 views, short side 72"
-    assert found.about["model"] == "ogreg-n"
+    assert found.about["model"] == "3 x ogreg-n"
     # What differs is null, and nothing says that it is one of the runs.
     assert found.about["seed"] is None
     assert found.about["experiment_sha256"] == found.about["checkpoint"] == ""
@@ -187,3 +196,18 @@ def test_a_member_without_weight_says_nothing():
     nothing = saved(videos=2, missing=(0, 1))
     with pytest.raises(DataError, match="not one video"):
         fuse([nothing, nothing], [1, 1], ["A", "B"])
+
+
+def test_a_fusion_of_one_seed_is_of_no_seed_and_knows_its_members():
+    chosen = {"dataset": "demo", "split": "val", "validations": 7, "or_more": False}
+    about = {"epoch": 9, "role": "best", "chosen_on": chosen, "frames": 8, "clips": 2}
+    a, b = saved(4, **about), saved(4, **about)
+    found, _ = fuse([a, b], [1, 2], ["A", "B"])
+    for name in ("seed", "epoch", "chosen_on"):
+        assert found.about[name] is None
+    assert found.about["role"] == ""
+    for part in found.about["fused"]:
+        assert (part["seed"], part["chosen_on"], part["frames"], part["clips"]) == (4, chosen, 8, 2)
+    again, _ = fuse([found, saved(2)], [1, 1], ["AB", "C"])
+    assert again.about["model"] == "2 x ogreg-n + ogreg-n"
+    assert again.about["fused"][0]["fused"] == found.about["fused"]

@@ -10,7 +10,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ogreg_core.statistics import expected_calibration_error, mcnemar_exact, wilson_interval
+from ogreg_core.statistics import (
+    expected_calibration_error,
+    mcnemar_exact,
+    paired_difference_interval,
+    wilson_interval,
+)
 
 
 def bisect(function, low, high):
@@ -82,6 +87,53 @@ def test_mcnemar_of_many_videos():
     assert mcnemar_exact(5100, 4900) == pytest.approx(math.erfc(z / math.sqrt(2)), rel=1e-3)
     assert mcnemar_exact(4900, 5100) == mcnemar_exact(5100, 4900)
     assert mcnemar_exact(20000, 0) == 0.0
+
+
+def golden(function, low, high):
+    """Where a function with one peak is highest."""
+    ratio = (math.sqrt(5) - 1) / 2
+    for _ in range(120):
+        a, b = high - ratio * (high - low), low + ratio * (high - low)
+        low, high = (low, b) if function(a) > function(b) else (a, high)
+    return (low + high) / 2
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "items"),
+    [(0, 0, 20), (3, 9, 40), (9, 3, 40), (0, 7, 30), (12, 2, 50), (1, 1, 4), (140, 205, 1000)],
+)
+def test_paired_interval_ends_where_the_score_test_rejects(first, second, items):
+    """The nuisance parameter by searching the multinomial likelihood, instead of by a formula."""
+
+    def distance(difference):
+        def likelihood(p):
+            cells = ((first, p), (second, p + difference))
+            rest = (items - first - second, 1 - 2 * p - difference)
+            return sum(n * math.log(max(q, 1e-300)) for n, q in (*cells, rest) if n)
+
+        p = golden(likelihood, max(0.0, -difference), (1 - difference) / 2)
+        deviation = math.sqrt((2 * p + difference - difference**2) / items)
+        return ((second - first) / items - difference) / deviation
+
+    low, high = paired_difference_interval(first, second, items)
+    assert low < (second - first) / items < high
+    assert distance(low) == pytest.approx(1.959963984540054, abs=1e-4)
+    assert distance(high) == pytest.approx(-1.959963984540054, abs=1e-4)
+    mirrored = paired_difference_interval(second, first, items)
+    assert mirrored == pytest.approx((-high, -low))
+
+
+def test_paired_interval_at_its_ends():
+    """With nothing but one kind of change it is Wilson's; where all changed it ends at 1."""
+    assert paired_difference_interval(0, 8, 8)[1] == 1.0
+    assert paired_difference_interval(8, 0, 8)[0] == -1.0
+    z = 1.959963984540054
+    low, high = paired_difference_interval(0, 0, 50)
+    assert (-low, high) == pytest.approx((z**2 / (50 + z**2),) * 2)
+    narrow = paired_difference_interval(300, 500, 20000)
+    # Of many items it is the normal approximation.
+    deviation = math.sqrt((800 - 200**2 / 20000) / 20000**2)
+    assert narrow == pytest.approx((0.01 - z * deviation, 0.01 + z * deviation), abs=5e-5)
 
 
 @given(

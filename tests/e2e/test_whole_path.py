@@ -246,7 +246,7 @@ def test_dry_run_without_data_says_what_is_missing(recipe, ogreg, tmp_path):
     )
     assert done.returncode == 0, done.stderr
     document = json.loads(done.stdout)
-    assert document["parameters (M)"] == pytest.approx(28.06, abs=0.05)
+    assert document["params_m"] == pytest.approx(28.06, abs=0.05)
     missing = " ".join(document["missing"])
     assert f"ogreg prepare {recipe}" in missing
     assert "none.safetensors" in missing

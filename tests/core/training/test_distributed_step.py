@@ -62,6 +62,19 @@ def test_two_processes_with_half_a_batch_equal_one(settings, stem, accumulate):
     assert np.array_equal(both[0][1], both[1][1])
 
 
+def short_clips(frames):
+    with join("cpu") as (world, _):
+        step = make_step(replace(SETTINGS, still=frames <= 2), lr=1e-4, world=world)
+        batch = make_batch(share_of(range(8), world.size, world.rank), frames)
+        return [step([batch], 0, n).grad_norm for n in range(2)]
+
+
+@pytest.mark.parametrize("frames", [1, 2, 3])
+def test_clips_that_leave_parameters_without_gradient(frames):
+    alone = short_clips(frames)
+    assert ranks.run(2, short_clips, frames) == [pytest.approx(alone, rel=1e-4)] * 2
+
+
 def normalise(x, grad):
     with join("cpu") as (world, device):
         torch.manual_seed(0)

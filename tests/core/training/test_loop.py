@@ -14,7 +14,14 @@ import torch.nn.functional as F
 from torch import nn
 
 from ogreg_core.data.transforms import to_input
-from ogreg_core.errors import CheckpointError, DataError, Interrupted, OutOfMemory, WorkFailed
+from ogreg_core.errors import (
+    CheckpointError,
+    DataError,
+    Interrupted,
+    OutOfMemory,
+    UsageError,
+    WorkFailed,
+)
 from ogreg_core.progress import Note, Progress, ignore_progress
 from ogreg_core.recipe import load_recipe
 from ogreg_core.runs import RunFolder
@@ -184,6 +191,26 @@ def test_a_loss_that_is_not_finite_names_the_videos(demo_root, tmp_path):
     with pytest.raises(WorkFailed, match="nan") as caught:
         trainer.fit()
     assert caught.value.where.count(".mp4") == 8
+
+
+def test_a_gradient_that_is_not_finite_stops_before_it_is_saved(demo_root, tmp_path):
+    trainer = trainer_for(demo_root, tmp_path / "run", "train.clip_grad=0.0")
+    trainer.step.model.head.bias.register_hook(lambda grad: grad * float("nan"))
+    with pytest.raises(WorkFailed, match="gradient is not finite") as caught:
+        trainer.fit()
+    assert caught.value.where.count(".mp4") == 8
+    _, parts = load_state(trainer.run.state, trainer.settings.identity)
+    assert all(value.isfinite().all() for value in parts["model"].values())
+
+
+def test_two_processes_do_not_train_in_one_folder(tmp_path):
+    run = RunFolder(tmp_path)
+    held = run.own()
+    with pytest.raises(UsageError, match="another process is training") as caught:
+        run.own()
+    assert "process" in caught.value.why
+    held.close()
+    run.own().close()
 
 
 def test_run_folder_explains_itself(demo_root, tmp_path):

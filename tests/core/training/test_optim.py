@@ -87,6 +87,20 @@ def test_steps_follow_the_factors():
         torch.testing.assert_close(after[name].detach(), expected, atol=1e-6, rtol=1e-6)
 
 
+@pytest.mark.parametrize("kind", ["sgd", "nesterov"])
+def test_sgd_by_hand(kind):
+    """Two steps of a gradient of one: v = 1, then v = m + 1; Nesterov steps by g + m v."""
+    model = create_model("ogreg-n", 4)
+    before = model.head.bias.detach().clone()
+    optimizer = build_optimizer(model, OptimSettings(0.1, 0.0, optimizer=kind, momentum=0.5))
+    for _ in range(2):
+        for parameter in model.parameters():
+            parameter.grad = torch.ones_like(parameter)
+        optimizer.step()
+    steps = 1.0 + 1.5 if kind == "sgd" else (1 + 0.5) + (1 + 0.5 * 1.5)
+    torch.testing.assert_close(model.head.bias.detach(), before - 0.1 * steps)
+
+
 def test_schedule_equals_torchs_own_pieces():
     """Linear warm-up, then torch's CosineAnnealingLR, for every group by its factor."""
     model = create_model("ogreg-n", 4)

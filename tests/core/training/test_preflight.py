@@ -283,18 +283,18 @@ def test_a_dry_run_measures_a_step_and_the_loader(workers, demo_root, hurry, tmp
     figures = found.figures
     assert not found.missing
     assert not found.problems
-    assert figures["clips per micro-batch"] == 12
-    assert figures["clips per step"] == 24
-    assert figures["steps per epoch"] == 6
-    assert figures["fits into memory"] == "yes"
-    assert figures["loaded (clips/s)"] > 0
-    speed = figures["clips in the rehearsed step"] / figures["step (s)"]
-    assert figures["trained (clips/s)"] == pytest.approx(speed)
-    waiting = figures["waiting for data (%)"] / 100
-    assert waiting == pytest.approx(waiting_share(figures["loaded (clips/s)"], speed, workers))
+    assert figures["clips_per_micro_batch"] == 12
+    assert figures["clips_per_step"] == 24
+    assert figures["steps_per_epoch"] == 6
+    assert figures["fits_into_memory"] is True
+    assert figures["loaded_clips_per_s"] > 0
+    speed = figures["rehearsed_clips"] / figures["step_s"]
+    assert figures["trained_clips_per_s"] == pytest.approx(speed)
+    waiting = figures["data_wait_pct"] / 100
+    assert waiting == pytest.approx(waiting_share(figures["loaded_clips_per_s"], speed, workers))
     minutes = 6 * 24 / speed / (1 - waiting) / 60
-    assert figures["epoch without validation (min)"] == pytest.approx(minutes)
-    assert figures["training without validation (h)"] == pytest.approx(minutes * 32 / 60)
+    assert figures["epoch_without_validation_min"] == pytest.approx(minutes)
+    assert figures["training_without_validation_h"] == pytest.approx(minutes * 32 / 60)
     assert "the model will" in found.notes[-1]
     assert not list(tmp_path.iterdir())
 
@@ -302,7 +302,7 @@ def test_a_dry_run_measures_a_step_and_the_loader(workers, demo_root, hurry, tmp
 def test_out_of_memory_is_a_finding_with_advice(demo_root, hurry, monkeypatch):
     monkeypatch.setattr("ogreg_core.training.rehearsal._available_mb", lambda: 0.0)
     found = check_recipe(recipe_of(demo_root), CPU)
-    assert found.figures["fits into memory"] == "no"
+    assert found.figures["fits_into_memory"] is False
     (problem,) = found.problems
     assert "train.accumulate=2" in problem
     assert "train.checkpoint_stages" in problem
@@ -317,6 +317,6 @@ def test_a_full_disk_is_a_finding(demo_root, hurry, monkeypatch):
 def test_without_data_the_model_is_rehearsed_all_the_same(hurry, tmp_path):
     found = check_recipe(recipe_of(tmp_path / "none"), CPU)
     assert "ogreg prepare" in found.missing[0]
-    assert found.figures["step (s)"] > 0
+    assert found.figures["step_s"] > 0
     assert "loaded (clips/s)" not in found.figures
     assert not found.problems

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 import time
 
 import pytest
@@ -74,34 +75,69 @@ def assert_same_run(folder, reference):
         assert all(torch.equal(found[key], expected[key]) for key in expected)
 
 
+def lines_of(folder):
+    metrics = folder / "metrics.jsonl"
+    return metrics.read_text().count("\n") if metrics.exists() else 0
+
+
+def position_of(folder):
+    """Where a run would go on: (epoch, step within it)."""
+    if not (folder / "checkpoints" / "state.pt").exists():
+        return None
+    state = torch.load(folder / "checkpoints" / "state.pt", weights_only=True)
+    return state["position"]["epoch"], state["position"]["batch"]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("size", "workers", "kills"), [(1, 0, 20), (1, 2, 4), (2, 0, 6), (2, 2, 2)]
+    ("size", "workers", "kills"), [(1, 0, 20), (1, 2, 4), (2, 0, 8), (2, 2, 2)]
 )
 def test_killed_at_random_moments(size, workers, kills, demo_root, tmp_path):
-    """SIGKILL to one process of the job, wherever it is: loading, stepping, validating, saving."""
-    started = time.monotonic()
+    """SIGKILL to one process of the job, wherever it is: starting, loading, stepping, validating,
+    saving.
+    """
     ranks.run(size, train, demo_root, tmp_path / "whole", workers, 600.0)
-    duration = time.monotonic() - started
+    folder = tmp_path / "killed"
     moments = random.Random(size * 10 + workers)
-    killed = 0
+    positions = set()
     for attempt in range(kills):
-        # Every other attempt saves after each step, so that kills fall into saving as well.
-        processes, _ = ranks.start(
-            size, train, demo_root, tmp_path / "killed", workers, 0.0 if attempt % 2 else 600.0
-        )
+        # Two of three save after each step, so that kills fall into saving and the run moves on.
+        pause = 0.0 if attempt % 3 else 600.0
+        processes, _ = ranks.start(size, train, demo_root, folder, workers, pause)
         victim = moments.choice(processes)
-        victim.join(moments.uniform(0.2, 0.6) * duration)
-        killed += victim.is_alive()
+        # After none to three more records, and then a little later.
+        wanted = lines_of(folder) + moments.randint(0, 3)
+        until = time.monotonic() + 60
+        while victim.is_alive() and lines_of(folder) < wanted and time.monotonic() < until:
+            time.sleep(0.005)
+        victim.join(moments.uniform(0.0, 0.3))
+        victim.kill()
         for process in processes:
             # What a launcher does when one of its processes has died.
             process.kill()
             process.join()
-    assert killed >= kills / 2
-    ranks.run(size, train, demo_root, tmp_path / "killed", workers, 600.0)
-    assert_same_run(tmp_path / "killed", tmp_path / "whole")
-    leftovers = [p.name for p in (tmp_path / "killed/checkpoints").iterdir() if p.suffix == ".tmp"]
+        positions.add(position_of(folder))
+    in_the_middle = [found for found in positions if found and 0 < found[1] < 6]
+    assert len(in_the_middle) >= kills / 6
+    ranks.run(size, train, demo_root, folder, workers, 600.0)
+    assert_same_run(folder, tmp_path / "whole")
+    leftovers = [p.name for p in (folder / "checkpoints").iterdir() if p.suffix == ".tmp"]
     assert [name for name in leftovers if name.startswith(".state")] == []
+
+
+def test_how_and_where_may_change(demo_root, tmp_path):
+    """What an error advises to change, and a data set that has moved: the same weights."""
+    copy = tmp_path / "elsewhere"
+    shutil.copytree(demo_root, copy)
+    whole = train(demo_root, tmp_path / "whole", 0, 600.0, "train.epochs=1")
+    train(demo_root, tmp_path / "run", 0, 600.0, "train.epochs=1")
+    state = tmp_path / "run/checkpoints/state.pt"
+    assert position_of(tmp_path / "run") == (1, 0)
+    content = torch.load(state, weights_only=True)
+    assert "data.root" not in content["identity"]
+    changes = ("train.checkpoint_stages=[1,2]", "train.max_unreadable=0.5")
+    again = train(copy, tmp_path / "run", 0, 600.0, "train.epochs=1", *changes)
+    assert all((again[name] == value).all() for name, value in whole.items())
 
 
 def test_what_has_changed_is_said(demo_root, tmp_path):
@@ -120,8 +156,6 @@ def test_what_has_changed_is_said(demo_root, tmp_path):
 
 
 def test_other_data_are_refused(demo_root, tmp_path):
-    import shutil
-
     copy = tmp_path / "demo"
     shutil.copytree(demo_root, copy)
     train(copy, tmp_path / "run", 0, 600.0, "train.epochs=1")

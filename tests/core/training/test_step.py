@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -116,6 +117,40 @@ def test_recomputed_activations_save_memory_and_change_nothing(stem):
     assert len(set(kept)) == 4
 
 
+def test_recomputing_moves_running_statistics_once():
+    """A block with batch norm of its own, which the recomputation must not count twice."""
+
+    class Staged(nn.Sequential):
+        def stage_blocks(self):
+            return [list(self)]
+
+    def built():
+        torch.manual_seed(1)
+        return Staged(nn.Sequential(nn.Conv3d(3, 4, 1), nn.BatchNorm3d(4), nn.GELU()))
+
+    plain, recomputed = built(), built()
+    checkpoint_activations(recomputed, [1, 1])
+    clip = torch.randn(2, 3, 2, 4, 4)
+    for model in (plain, recomputed):
+        model(clip).square().sum().backward()
+    for a, b in zip(plain.state_dict().values(), recomputed.state_dict().values(), strict=True):
+        assert torch.equal(a, b)
+    assert torch.equal(plain[0][0].weight.grad, recomputed[0][0].weight.grad)
+
+
+def test_an_overflow_in_fp16_is_no_step():
+    step = make_step(replace(SETTINGS, precision="fp16", ema=0.9))
+    before, lr = weights(step), step.learning_rate
+    step.scaler.scale(torch.ones(()))
+    step.scaler._scale.fill_(1e38)
+    result = step([make_batch()], 0, 0)
+    assert not math.isfinite(result.grad_norm)
+    assert torch.equal(weights(step), before)
+    assert step.learning_rate == lr
+    assert step.average.n_averaged == 0
+    assert step.scaler.get_scale() < 1e38
+
+
 def test_a_stage_that_is_not_there_is_refused():
     with pytest.raises(UsageError, match="names stage 5"):
         checkpoint_activations(create_model("ogreg-n", 5), [5])
@@ -218,9 +253,10 @@ def test_the_loss_is_that_of_torch():
 
 def test_clipping_limits_the_step_and_tells_the_norm():
     free = make_step(replace(SETTINGS, clip_grad=0.0))
-    assert free([make_batch()], 0, 0).grad_norm is None
+    told = free([make_batch()], 0, 0).grad_norm
     grads = [p.grad.flatten() for p in free.model.parameters() if p.grad is not None]
     norm = torch.cat(grads).norm().item()
+    assert told == pytest.approx(norm, rel=1e-4)
     clipped = make_step(replace(SETTINGS, clip_grad=norm / 10))
     assert clipped([make_batch()], 0, 0).grad_norm == pytest.approx(norm, rel=1e-4)
     grads = [p.grad.flatten() for p in clipped.model.parameters() if p.grad is not None]
