@@ -51,7 +51,8 @@ class CheckpointInfo:
         seed: of the training.
         epoch: finished epochs.
         role: ``best`` if it was kept because of its validation score, ``last`` if it is the latest.
-        validations: so many had been made; of a best checkpoint it is the best of them.
+        validations: so many had been made when it was kept; a best checkpoint is the best of at
+            least them.
         metrics: validation figures in percent.
         version: of ogreg.
     """

@@ -191,8 +191,8 @@ class Metrics:
     """Accuracies in percent.
 
     Args:
-        top1, top5: share of videos whose label is the best, or among the five best; top5 equals 100
-            where there are at most five classes.
+        top1, top5: share of videos whose label is the best, or among the five best; top5 says
+            nothing where there are at most five classes, and is not reported there.
         mean_class: mean over the classes that occur of their top-1.
         loss: mean negative log of the score given to the label, over the videos that could be read.
         ece: expected calibration error in percent, 15 bins, over the videos that could be read.

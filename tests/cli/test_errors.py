@@ -28,7 +28,7 @@ def check(done, code: int, *words: str) -> None:
         (["train", "demo", "train.lrr=1"], 2, ["did you mean 'train.lr'"]),
         (["train", "demo", "train.epochs=two"], 2, ["train.epochs", "integer"]),
         (["train", "demo", "model.name=ogreg_t"], 2, ["did you mean 'ogreg-t'"]),
-        (["train", "train.lr=1", "--resume", "x"], 2, ["there is no recipe"]),
+        (["train", "train.lr=1", "--resume", "x"], 3, ["not a run folder"]),
         (["train", "--seed", "1", "--resume", "x"], 2, ["--resume continues a run exactly"]),
         (["train", "--resume", "nowhere"], 3, ["not a run folder"]),
         (["train", "kinetics400"], 3, ["has not been prepared", "ogreg prepare kinetics400"]),

@@ -12,7 +12,7 @@ from ogreg_core import __version__
 
 COMMANDS = [
     *("prepare", "train", "eval", "profile", "predict", "visualize-gaze", "models"),
-    *("compare", "fuse", "runs", "report"),
+    *("compare", "fuse", "runs", "report", "convert"),
 ]
 QUICK = [
     ["--help"],
@@ -27,7 +27,7 @@ QUICK = [
     ["train", "demo", "train.lrr=1"],
     ["train", "demo", "--print-recipe"],
     ["train", "demo", "--gpus", "0"],
-    ["train", "demo", "--dry-run", "--gpus", "2"],
+    ["train", "demo", "--print-groups", "--gpus", "2"],
     ["train", "nope.toml"],
     ["predict"],
     ["predict", "none.mp4"],

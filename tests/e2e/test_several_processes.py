@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from tests import ranks
 from tests.conftest import TINY
 
 pytestmark = pytest.mark.slow
@@ -81,7 +82,7 @@ def test_two_processes_train_and_evaluate(demo_root, tmp_path, ogreg):
     assert found["top1_pct"] == document["last_top1_pct"]
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGUSR1, 143), (signal.SIGINT, 130)])
 def test_a_signal_stops_both_and_the_run_goes_on(number, code, demo_root, tmp_path, ogreg):
     process = start(
         tmp_path, "ogreg_cli", *train(demo_root, "--gpus", "2", "train.epochs=3", "--workers", "0")
@@ -102,24 +103,59 @@ def test_a_signal_stops_both_and_the_run_goes_on(number, code, demo_root, tmp_pa
     assert trained_steps(run) == list(range(1, 19))
 
 
+def torchrun(*options: str) -> list[str]:
+    return ["torch.distributed.run", "--monitor-interval", "0.2", "--max-restarts", "2", *options]
+
+
 def test_torchrun_starts_anew_and_the_run_continues(demo_root, tmp_path):
     """A killed worker: torchrun restarts the job, which goes on in the same run folder."""
     process = start(
         tmp_path,
-        *("torch.distributed.run", "--standalone", "--nproc-per-node", "2"),
-        *("--max-restarts", "2", "--monitor-interval", "0.2", "-m", "ogreg_cli"),
+        *torchrun("--standalone", "--nproc-per-node", "2", "-m", "ogreg_cli"),
         *train(demo_root, "train.epochs=3", "--workers", "0", "--save-minutes", "0"),
     )
     run = tmp_path / "runs/train/demo/1"
     wait_for(run / "metrics.jsonl", 3, process)
-    victim = children_of(process.pid)[-1]
-    os.kill(victim, signal.SIGKILL)
+    os.kill(children_of(process.pid)[-1], signal.SIGKILL)
     out, said = process.communicate(timeout=200)
     assert process.returncode == 0, said
     assert "continuing after epoch" in said
     assert [path.name for path in run.parent.iterdir()] == ["1"]
     assert trained_steps(run) == list(range(1, 19))
-    assert "Training finished" in out or "best top-1" in out
+    assert "best top-1" in out
+
+
+def test_two_machines_start_anew(demo_root, tmp_path):
+    """Two launchers, as on two machines, which count restarts differently."""
+    port = ranks.free_port()
+    meeting = ("--nnodes", "2", "--nproc-per-node", "1", "--rdzv-backend", "c10d", "--rdzv-id", "7")
+    agents = [
+        start(
+            tmp_path,
+            *torchrun(*meeting, "--rdzv-endpoint", f"127.0.0.1:{port}", "-m", "ogreg_cli"),
+            *train(demo_root, "train.epochs=3", "--workers", "0", "--save-minutes", "0"),
+        )
+        for _ in range(2)
+    ]
+    run = tmp_path / "runs/train/demo/1"
+    wait_for(run / "metrics.jsonl", 3, agents[0])
+    os.kill(children_of(agents[1].pid)[-1], signal.SIGKILL)
+    said = [agent.communicate(timeout=200)[1] for agent in agents]
+    assert [agent.returncode for agent in agents] == [0, 0], said
+    assert "continuing after epoch" in "".join(said)
+    assert [path.name for path in run.parent.iterdir()] == ["1"]
+    assert trained_steps(run) == list(range(1, 19))
+
+
+def test_a_killed_process_is_named(demo_root, tmp_path):
+    process = start(
+        tmp_path, "ogreg_cli", *train(demo_root, "--gpus", "2", "train.epochs=9", "--workers", "0")
+    )
+    wait_for(tmp_path / "runs/train/demo/1/metrics.jsonl", 2, process)
+    os.kill(children_of(process.pid)[-1], signal.SIGKILL)
+    _, said = process.communicate(timeout=100)
+    assert process.returncode == 137, said
+    assert "was ended by SIGKILL" in said
 
 
 def test_a_wrong_batch_is_said_once(demo_root, tmp_path, ogreg):
@@ -127,9 +163,31 @@ def test_a_wrong_batch_is_said_once(demo_root, tmp_path, ogreg):
     assert done.returncode == 2
     assert done.stderr.count("error: train.batch_size = 8 does not fit the job") == 1
     assert "train.batch_size=6" in done.stderr
+    # Nothing was begun.
+    assert not (tmp_path / "runs").exists()
 
 
 def test_torchrun_and_gpus_exclude_each_other(demo_root, ogreg):
     done = ogreg(*train(demo_root, "--gpus", "2"), RANK="0", WORLD_SIZE="2")
     assert done.returncode == 2
     assert "exclude each other" in done.stderr
+
+
+def test_gpus_that_are_not_there_are_not_replaced_by_cpus(demo_root, ogreg):
+    done = ogreg("train", "demo", f"data.root={demo_root}", *TINY, "--gpus", "2")
+    assert done.returncode == 4
+    assert "2 processes need as many GPUs; this machine has 0" in done.stderr
+    assert "--device cpu" in done.stderr
+
+
+def test_a_refused_resume_leaves_the_run_as_it_is(demo_root, tmp_path, ogreg):
+    done = ogreg(*train(demo_root, "train.epochs=1", "--workers", "0"))
+    assert done.returncode == 0, done.stderr
+    run = tmp_path / "runs/train/demo/1"
+    before = (run / "status.json").read_text()
+    done = ogreg("train", "train.lr=1e-5", "--resume", run)
+    assert done.returncode == 3
+    assert "train.lr: 0.0008 then, 1e-05 now" in done.stderr
+    assert (run / "status.json").read_text() == before
+    done = ogreg("train", "train.checkpoint_stages=[1]", "--resume", run, "--workers", "0")
+    assert done.returncode == 0, done.stderr
