@@ -89,6 +89,7 @@ def position_of(folder):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize(
     ("size", "workers", "kills"), [(1, 0, 20), (1, 2, 4), (2, 0, 8), (2, 2, 2)]
 )
