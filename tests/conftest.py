@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from fractions import Fraction
 from pathlib import Path
 
@@ -25,6 +25,16 @@ def _own_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("OGREG_CHECKPOINT", raising=False)
     monkeypatch.delenv("OGREG_DEBUG", raising=False)
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _nothing_compiled() -> Iterator[None]:
+    """Of code that was compiled for other shapes before, torch makes shapes symbolic, which takes it
+    minutes.
+    """
+    yield
+    if "torch._dynamo" in sys.modules:
+        torch._dynamo.reset()
 
 
 def moving_frames(frames: int, height: int, width: int, seed: int = 0) -> np.ndarray:

@@ -121,7 +121,8 @@ class TrainStep:
         self.model = model
         self.average: AveragedModel | None = averaged(model, settings.ema) if settings.ema else None
         if settings.compile:
-            model.compile()
+            # Shapes are few and fixed; reasoning about symbolic ones takes minutes (torch 2.15).
+            model.compile(dynamic=False)
         self._forward: nn.Module = model if world.size == 1 else self._distributed(model)
 
     def _distributed(self, model: nn.Module) -> DistributedDataParallel:

@@ -194,7 +194,7 @@ def score(rows, model, world=SINGLE, on_progress=ignore_progress):
 
 def score_in_threads(rows, model, size):
     meeting, table = threading.Barrier(size), [None] * size
-    worlds = [Thread(rank, size, rank, meeting, table) for rank in range(size)]
+    worlds = [Thread(rank, size, rank, meeting=meeting, table=table) for rank in range(size)]
     with ThreadPoolExecutor(size) as pool:
         futures = [pool.submit(score, rows, model, world) for world in worlds]
         return [future.result(30) for future in futures]
@@ -228,7 +228,7 @@ def test_nothing_readable_is_an_error_on_every_process():
 
 def test_shares_that_overlap_are_found_out():
     rows, model = Rows(4), Linear()
-    world = Thread(0, 2, 0, threading.Barrier(1), [None, [score(rows, model)]])
+    world = Thread(0, 2, 0, meeting=threading.Barrier(1), table=[None, [score(rows, model)]])
     with pytest.raises(AssertionError, match="each video once"):
         score(rows, model, world)
 
@@ -240,7 +240,7 @@ def test_progress_counts_the_whole_and_mode_is_restored():
     assert [(event.done, event.total) for event in events] == [(2, 5), (4, 5), (5, 5)]
     assert model.training
     events.clear()
-    world = Thread(0, 2, 0, threading.Barrier(1), [None, [score(Rows(5), model)]])
+    world = Thread(0, 2, 0, meeting=threading.Barrier(1), table=[None, [score(Rows(5), model)]])
     with pytest.raises(AssertionError):
         score(Rows(5), model, world, events.append)
     assert [(event.done, event.total) for event in events] == [(4, 5), (5, 5)]

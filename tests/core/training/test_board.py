@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import subprocess
 import sys
+import time
 
 import matplotlib.image
 import numpy as np
@@ -51,6 +52,8 @@ def test_a_resumed_run_forgets_what_it_writes_again(tmp_path):
     with Board(tmp_path, None) as board:
         for step in (1, 2, 3):
             board.scalars(step, {"train/loss": 100.0 + step})
+    # Files are read in the order of their names, which begin with the second.
+    time.sleep(1.1)
     with Board(tmp_path, purge_step=2) as board:
         board.scalars(2, {"train/loss": 7.0})
     found = [(event.step, event.value) for event in read(tmp_path).Scalars("train/loss")]
