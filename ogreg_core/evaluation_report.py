@@ -65,7 +65,9 @@ class EvaluationReport:
         return replace(self, document={**self.document, "expectations": outcome})
 
     def finished(self, moment: datetime | None = None) -> EvaluationReport:
-        """The same with the time at which it was finished in the document; None for now."""
+        """The same with the time at which it was finished in the document; None is
+        this moment.
+        """
         moment = (moment or datetime.now(timezone.utc)).astimezone(timezone.utc)
         text = moment.isoformat(timespec="seconds")
         return replace(self, document={**self.document, "finished": text})

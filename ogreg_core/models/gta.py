@@ -37,7 +37,13 @@ from torch import Tensor, nn
 from torchvision.models import resnet50
 
 from ogreg_core.errors import UsageError
-from ogreg_core.models.layers import DropPath, attend, attention_weights
+from ogreg_core.models.layers import (
+    DropPath,
+    attend,
+    attention_weights,
+    captured_inputs,
+    drop_path_rates,
+)
 from ogreg_core.models.protocol import BlockMaps
 
 __all__ = [
@@ -421,18 +427,8 @@ def run_with_maps(
     run: Callable[[Tensor], Any], clip: Tensor, modules: Mapping[str, GlobalTemporalAttention]
 ) -> tuple[Any, dict[str, BlockMaps]]:
     """What ``run`` gives for the clip, and the maps of the modules that it passes."""
-    inputs: dict[str, Tensor] = {}
-    hooks = [
-        module.register_forward_pre_hook(
-            lambda _module, args, name=name: inputs.__setitem__(name, args[0])
-        )
-        for name, module in modules.items()
-    ]
-    try:
+    with captured_inputs(modules) as inputs:
         result = run(clip)
-    finally:
-        for hook in hooks:
-            hook.remove()
     return result, {name: modules[name].maps(x) for name, x in inputs.items()}
 
 
@@ -471,7 +467,7 @@ class GTAResNet(nn.Module):
         )
         self.stages = nn.ModuleList([net.layer1, net.layer2, net.layer3, net.layer4])
         self.places = PLACEMENTS[placement]
-        rates = torch.linspace(0, drop_path, len(self.places), device="cpu").tolist()
+        rates = drop_path_rates(drop_path, len(self.places))
         widths = [stage[-1].conv3.out_channels for stage in (net.layer1, net.layer2, net.layer3)]
         self.gta = nn.ModuleList(
             GlobalTemporalAttention(widths[stage], frames, config, rate)

@@ -10,12 +10,23 @@ Notation: B batch, N tokens, C channels, M heads.
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-__all__ = ["DropPath", "Mlp", "attend", "attention_weights", "split_heads"]
+__all__ = [
+    "DropPath",
+    "Mlp",
+    "attend",
+    "attention_weights",
+    "captured_inputs",
+    "drop_path_rates",
+    "split_heads",
+]
 
 
 def split_heads(qkv: Tensor, heads: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -74,3 +85,26 @@ class Mlp(nn.Sequential):
             nn.Linear(hidden, dim),
             nn.Dropout(dropout),
         )
+
+
+def drop_path_rates(last: float, blocks: int) -> list[float]:
+    """Stochastic depth of every block, rising evenly from 0 at the first (Huang et al. 2016)."""
+    # Named, because a model may be built on the meta device, whose tensors have no values.
+    return torch.linspace(0, last, blocks, device="cpu").tolist()
+
+
+@contextmanager
+def captured_inputs(modules: Mapping[str, nn.Module]) -> Iterator[dict[str, Tensor]]:
+    """While active, the first argument of each module's latest call, by the module's name."""
+    inputs: dict[str, Tensor] = {}
+    hooks = [
+        module.register_forward_pre_hook(
+            lambda _module, args, name=name: inputs.__setitem__(name, args[0])
+        )
+        for name, module in modules.items()
+    ]
+    try:
+        yield inputs
+    finally:
+        for hook in hooks:
+            hook.remove()

@@ -35,8 +35,16 @@ import torch.nn.functional as F
 from einops import rearrange, reduce
 from torch import Tensor, nn
 
-from ogreg_core.models.layers import DropPath, Mlp, attend, attention_weights
+from ogreg_core.models.layers import (
+    DropPath,
+    Mlp,
+    attend,
+    attention_weights,
+    captured_inputs,
+    drop_path_rates,
+)
 from ogreg_core.models.protocol import BlockMaps
+from ogreg_core.models.staged import StagedNetwork
 
 __all__ = [
     "VARIANTS",
@@ -366,7 +374,7 @@ class Block(nn.Module):
 # --- the model ---------------------------------------------------------------------------------
 
 
-class OGReG(nn.Module):
+class OGReG(StagedNetwork):
     """OG-ReG Transformer: ``[B, 3, T, H, W]`` float, normalised, any T >= 1 and H, W >= 32, to
     logits ``[B, classes]``.
 
@@ -385,11 +393,7 @@ class OGReG(nn.Module):
         self.num_classes = num_classes
         dims = [stage.dim for stage in config.stages]
         self.stem = ConvStem(dims[0]) if config.stem == "conv" else PatchStem(dims[0])
-        rates = iter(
-            torch.linspace(
-                0, drop_path, sum(stage.depth for stage in config.stages), device="cpu"
-            ).tolist()
-        )
+        rates = iter(drop_path_rates(drop_path, sum(stage.depth for stage in config.stages)))
         self.stages = nn.ModuleList(
             nn.Sequential(*(Block(stage, config, next(rates)) for _ in range(stage.depth)))
             for stage in config.stages
@@ -400,28 +404,8 @@ class OGReG(nn.Module):
         self.head = nn.Linear(dims[-1], num_classes)
         self.apply(_init_weights)
 
-    def forward_stages(self, clip: Tensor) -> list[Tensor]:
-        """Features after each stage, ``[B, T/2, H/4, W/4, C]`` halving in space."""
-        x = self.stem(clip)
-        features = []
-        for index, stage in enumerate(self.stages):
-            if index:
-                x = self.merges[index - 1](x)
-            x = stage(x)
-            features.append(x)
-        return features
-
-    def forward(self, clip: Tensor) -> Tensor:
-        x = self.norm(self.forward_stages(clip)[-1])
-        return self.head(self.dropout(reduce(x, "b t h w c -> b c", "mean")))
-
-    def blocks(self) -> dict[str, Block]:
-        """All blocks in order, by a short name such as ``stage3.block2``."""
-        return {
-            f"stage{s}.block{b}": cast(Block, block)
-            for s, stage in enumerate(self.stages, 1)
-            for b, block in enumerate(stage.children(), 1)
-        }
+    def embed(self, clip: Tensor) -> Tensor:
+        return self.stem(clip)
 
     @torch.no_grad()
     def forward_with_maps(self, clip: Tensor) -> tuple[Tensor, dict[str, BlockMaps]]:
@@ -430,19 +414,9 @@ class OGReG(nn.Module):
         The Gaze map of a block is its frame dissimilarity per position, its temporal profile d[t]
         and m[t].
         """
-        inputs: dict[str, Tensor] = {}
         blocks = self.blocks()
-        hooks = [
-            block.gaze.register_forward_pre_hook(
-                lambda _module, args, name=name: inputs.__setitem__(name, args[0])
-            )
-            for name, block in blocks.items()
-        ]
-        try:
+        with captured_inputs({name: block.gaze for name, block in blocks.items()}) as inputs:
             logits = self(clip)
-        finally:
-            for hook in hooks:
-                hook.remove()
         return logits, {name: _block_maps(blocks[name], y) for name, y in inputs.items()}
 
     def no_weight_decay(self) -> set[str]:
@@ -450,21 +424,6 @@ class OGReG(nn.Module):
         offset.
         """
         return {name for name, parameter in self.named_parameters() if parameter.ndim <= 1}
-
-    def layers(self) -> list[list[str]]:
-        """Stem, every block (the first of a stage with the merging before it), classifier."""
-        layers = [["stem"]]
-        for s, stage in enumerate(self.config.stages):
-            blocks = [[f"stages.{s}.{b}"] for b in range(stage.depth)]
-            if s:
-                blocks[0].append(f"merges.{s - 1}")
-            layers += blocks
-        layers[-1].append("norm")
-        return [*layers, ["head"]]
-
-    def stage_blocks(self) -> list[list[nn.Module]]:
-        """The blocks of each stage."""
-        return [list(stage.children()) for stage in self.stages]
 
 
 def _block_maps(block: Block, y: Tensor) -> BlockMaps:

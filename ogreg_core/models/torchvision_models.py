@@ -47,7 +47,7 @@ from ogreg_core.models.attention_maps import (
     received_in_windows,
 )
 from ogreg_core.models.protocol import BlockMaps
-from ogreg_core.models.weights import map_swin
+from ogreg_core.models.weights import map_swin, rename
 
 __all__ = ["S3D", "MViT", "R2Plus1D", "VideoSwin", "build_torchvision", "map_torchvision"]
 
@@ -520,8 +520,7 @@ _SLOWFAST = (
 def _from_slowfast(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     mapped = {}
     for name, tensor in state.items():
-        for old, new in _SLOWFAST:
-            name = re.sub(old, new, name)
+        name = rename(name, _SLOWFAST)
         if name in ("pos_encoding.class_token", "pos_encoding.class_pos"):
             tensor = tensor.flatten()
         elif name.startswith("pos_encoding."):

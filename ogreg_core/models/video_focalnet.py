@@ -39,8 +39,10 @@ from einops import rearrange, reduce
 from torch import Tensor, nn
 
 from ogreg_core.errors import UsageError
-from ogreg_core.models.layers import DropPath, Mlp
+from ogreg_core.models.layers import DropPath, Mlp, captured_inputs, drop_path_rates
 from ogreg_core.models.protocol import BlockMaps
+from ogreg_core.models.staged import StagedNetwork
+from ogreg_core.models.weights import rename
 
 __all__ = [
     "VARIANTS",
@@ -297,7 +299,7 @@ class Block(nn.Module):
 # --- the model ---------------------------------------------------------------------------------
 
 
-class VideoFocalNet(nn.Module):
+class VideoFocalNet(StagedNetwork):
     """Video-FocalNet: ``[B, 3, T, H, W]`` float, normalised, any T >= 1 and H, W >= 32, to logits ``[B,
     classes]``.
 
@@ -324,7 +326,7 @@ class VideoFocalNet(nn.Module):
         self.num_classes = num_classes
         dims = [stage.dim for stage in config.stages]
         depth = sum(stage.depth for stage in config.stages)
-        rates = iter(torch.linspace(0, drop_path, depth, device="cpu").tolist())
+        rates = iter(drop_path_rates(drop_path, depth))
         kernel, padding = (3, 1) if config.conv_embed else (2, 0)
         self.stem = _stem(config)
         self.stages = nn.ModuleList(
@@ -340,28 +342,8 @@ class VideoFocalNet(nn.Module):
         self.head = nn.Linear(dims[-1], num_classes)
         self.apply(_init_weights)
 
-    def forward_stages(self, clip: Tensor) -> list[Tensor]:
-        """Features after each stage, ``[B, T / tubelet, H/4, W/4, C]`` halving in space."""
-        x = self.stem(rearrange(clip, "b c t h w -> b t h w c"))
-        features = []
-        for index, stage in enumerate(self.stages):
-            if index:
-                x = self.merges[index - 1](x)
-            x = stage(x)
-            features.append(x)
-        return features
-
-    def forward(self, clip: Tensor) -> Tensor:
-        x = self.norm(self.forward_stages(clip)[-1])
-        return self.head(self.dropout(reduce(x, "b t h w c -> b c", "mean")))
-
-    def blocks(self) -> dict[str, Block]:
-        """All blocks in order, by a short name such as ``stage3.block2``."""
-        return {
-            f"stage{s}.block{b}": cast(Block, block)
-            for s, stage in enumerate(self.stages, 1)
-            for b, block in enumerate(stage.children(), 1)
-        }
+    def embed(self, clip: Tensor) -> Tensor:
+        return self.stem(rearrange(clip, "b c t h w -> b t h w c"))
 
     @torch.no_grad()
     def forward_with_maps(self, clip: Tensor) -> tuple[Tensor, dict[str, BlockMaps]]:
@@ -373,39 +355,14 @@ class VideoFocalNet(nn.Module):
         mean norm of either modulator per frame, ``spatial`` and ``temporal``, and the temporal gate
         of each level, ``gate 3 frames``, ``gate 7 frames`` (by their reach) and ``gate clip``.
         """
-        inputs: dict[str, Tensor] = {}
         blocks = self.blocks()
-        hooks = [
-            block.modulation.register_forward_pre_hook(
-                lambda _module, args, name=name: inputs.__setitem__(name, args[0])
-            )
-            for name, block in blocks.items()
-        ]
-        try:
+        with captured_inputs({name: block.modulation for name, block in blocks.items()}) as inputs:
             logits = self(clip)
-        finally:
-            for hook in hooks:
-                hook.remove()
         return logits, {name: _block_maps(blocks[name].modulation, u) for name, u in inputs.items()}
 
     def no_weight_decay(self) -> set[str]:
         """Names of parameters that must not decay: norms, biases and layer scales."""
         return {name for name, parameter in self.named_parameters() if parameter.ndim <= 1}
-
-    def layers(self) -> list[list[str]]:
-        """Stem, every block (the first of a stage with the downsampling before it), classifier."""
-        layers = [["stem"]]
-        for s, stage in enumerate(self.config.stages):
-            blocks = [[f"stages.{s}.{b}"] for b in range(stage.depth)]
-            if s:
-                blocks[0].append(f"merges.{s - 1}")
-            layers += blocks
-        layers[-1].append("norm")
-        return [*layers, ["head"]]
-
-    def stage_blocks(self) -> list[list[nn.Module]]:
-        """The blocks of each stage."""
-        return [list(stage.children()) for stage in self.stages]
 
 
 def _block_maps(modulation: FocalModulation, u: Tensor) -> BlockMaps:
@@ -462,9 +419,7 @@ def map_video_focalnet(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
             name = re.sub(r"^layers\.(\d+)\.downsample", _one_stage_earlier, name)
             if re.search(r"(modulation\.(f|proj)|mlp\.fc[12])\.weight$", name):
                 tensor = tensor.flatten(1)
-        for pattern, replacement in _NAMES:
-            name = re.sub(pattern, replacement, name)
-        renamed[name] = tensor
+        renamed[rename(name, _NAMES)] = tensor
     return renamed
 
 

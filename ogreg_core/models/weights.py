@@ -91,6 +91,13 @@ def _grouped(names: Iterable[str], placed: Collection[str]) -> list[str]:
     return [*whole, *(f"{group} ({count})" for group, count in groups.items())]
 
 
+def rename(name: str, patterns: Iterable[tuple[str, str]]) -> str:
+    """A name after every substitution (regular expression, replacement), one after the other."""
+    for pattern, replacement in patterns:
+        name = re.sub(pattern, replacement, name)
+    return name
+
+
 def map_swin(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Names of Swin in any of its spellings (see the top of this file) to those of OG-ReG; other
     names stay as they are. Relative position tables have no place in OG-ReG.
@@ -134,9 +141,7 @@ def _official_name(name: str, first: int) -> str:
         for old, new in _OFFICIAL_BLOCKS.items():
             rest = rest.replace(old, new)
         return f"stages.{match[1]}.{match[2]}.{rest}"
-    for old, new in _OFFICIAL_STEMS:
-        name = re.sub(f"^{old}", new, name)
-    return name
+    return rename(name, ((f"^{old}", new) for old, new in _OFFICIAL_STEMS))
 
 
 def _torchvision_name(name: str, offset: int) -> str:

@@ -38,8 +38,9 @@ from einops import rearrange, reduce
 from torch import Tensor, nn
 
 from ogreg_core.errors import CheckpointError, UsageError
-from ogreg_core.models.layers import DropPath, Mlp
+from ogreg_core.models.layers import DropPath, Mlp, captured_inputs, drop_path_rates
 from ogreg_core.models.protocol import BlockMaps
+from ogreg_core.models.weights import rename
 
 __all__ = [
     "VARIANTS",
@@ -347,7 +348,7 @@ class XViT(nn.Module):
         self.cls_token = nn.Parameter(torch.zeros(1, 1, dim))
         self.pos_embed = nn.Parameter(torch.zeros(1, 1 + patches, dim))
         self.temp_embed = nn.Parameter(torch.zeros(1, config.time_rows, 1, dim))
-        rates = torch.linspace(0, drop_path, config.depth, device="cpu").tolist()
+        rates = drop_path_rates(drop_path, config.depth)
         self.blocks = nn.ModuleList(
             Block(
                 dim,
@@ -432,19 +433,9 @@ class XViT(nn.Module):
         patches (glance); of the temporal attention the share of each frame (profile ``frames``,
         sums to 1). The normal path is left untouched.
         """
-        inputs: dict[str, Tensor] = {}
         blocks = self._named_blocks()
-        hooks = [
-            block.attn.register_forward_pre_hook(
-                lambda _module, args, name=name: inputs.__setitem__(name, args[0])
-            )
-            for name, block in blocks.items()
-        ]
-        try:
+        with captured_inputs({name: block.attn for name, block in blocks.items()}) as inputs:
             logits = self(clip)
-        finally:
-            for hook in hooks:
-                hook.remove()
         rows = clip.shape[-2] // self.config.patch
         maps = {}
         for name, x in inputs.items():
@@ -531,12 +522,7 @@ def map_xvit(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     names = list(_NAMES)
     if not any(name.startswith("consensus.") for name in state):
         names.append((r"^new_fc\.", "head."))
-    renamed = {}
-    for name, tensor in state.items():
-        for pattern, ours in names:
-            name = re.sub(pattern, ours, name)
-        renamed[name] = tensor
-    return renamed
+    return {rename(name, names): tensor for name, tensor in state.items()}
 
 
 # Classes of the released configurations, and their segment and shift divisor.
