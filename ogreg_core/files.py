@@ -5,13 +5,19 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import IO
+
+if sys.platform != "win32":
+    import fcntl
 
 __all__ = [
     "IMAGE_SUFFIXES",
     "VIDEO_SUFFIXES",
+    "lock_file",
     "remove_leftovers",
     "write_atomic",
     "write_text_atomic",
@@ -55,6 +61,28 @@ def write_atomic(path: Path, write: Callable[[Path], object]) -> None:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def lock_file(path: Path) -> IO[str]:
+    """Hold a file that no other process can hold, until it is closed or this process ends.
+
+    Windows and some network file systems have no such locks; there the user has to see to it.
+
+    Raises:
+        BlockingIOError: another process holds it.
+    """
+    file = open(path, "a+", encoding="utf-8")  # noqa: SIM115 - the caller closes it
+    if sys.platform != "win32":
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.close()
+            raise
+        except OSError:
+            return file
+        # A forked child shares the lock: a worker would hold it for seconds after its parent died.
+        os.register_at_fork(after_in_child=file.close)
+    return file
 
 
 def remove_leftovers(path: Path) -> None:

@@ -4,7 +4,6 @@ themselves.
 
 from __future__ import annotations
 
-import errno
 import json
 import logging
 import os
@@ -18,7 +17,7 @@ from typing import IO, Any
 
 from ogreg_core import __version__
 from ogreg_core.errors import CheckpointError, EnvironmentFault, UsageError
-from ogreg_core.files import write_text_atomic
+from ogreg_core.files import lock_file, write_text_atomic
 
 # Other processes of a job write no log; without this Python would print their warnings.
 logging.getLogger("ogreg").addHandler(logging.NullHandler())
@@ -102,22 +101,13 @@ class RunFolder:
         Raises:
             UsageError: another process has it.
         """
-        file = open(self.path / "lock", "a+", encoding="utf-8")  # noqa: SIM115 - closing gives it back
+        path = self.path / "lock"
         try:
-            import fcntl
-        except ImportError:  # Windows
-            return file
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            file.seek(0)
-            owner = file.read().strip()
-            file.close()
-            if error.errno not in (errno.EACCES, errno.EAGAIN):
-                raise
+            file = lock_file(path)
+        except BlockingIOError as error:
             raise UsageError(
                 f"another process is training in {self.path}",
-                why=owner,
+                why=path.read_text(encoding="utf-8").strip(),
                 fix="wait for it, or stop it",
             ) from error
         file.truncate(0)

@@ -10,16 +10,12 @@ import hashlib
 import json
 import os
 import re
-import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
 from ogreg_core.errors import DataError, EnvironmentFault
-from ogreg_core.files import remove_leftovers, write_atomic, write_text_atomic
-
-if sys.platform != "win32":
-    import fcntl
+from ogreg_core.files import lock_file, remove_leftovers, write_atomic, write_text_atomic
 
 __all__ = ["Journal", "Shard", "claim", "fingerprint", "owner"]
 
@@ -65,7 +61,7 @@ class Journal:
         self._work = f"v{_VERSION}-{work}"
         self.shard = shard
         self._file: IO[bytes] | None = None
-        self._lock: IO[bytes] | None = None
+        self._lock: IO[str] | None = None
         # Lines as they stand in the file: a parsed record takes four times the memory.
         self._lines: dict[str, bytes] = {}
         self._finished: dict[Shard, str] = {}
@@ -213,27 +209,20 @@ def _line(record: Record) -> bytes:
     return json.dumps(record, ensure_ascii=False).encode() + b"\n"
 
 
-def _take_lock(path: Path) -> IO[bytes]:
+def _take_lock(path: Path) -> IO[str]:
     """Hold a file that no other process can hold, until it is closed or this process ends.
 
     Raises:
         EnvironmentFault: another process holds it.
     """
-    file = open(path, "ab")  # noqa: SIM115 - the caller closes it
-    if sys.platform != "win32":
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            file.close()
-            raise EnvironmentFault(
-                "another `ogreg prepare` is at work here",
-                where=str(path.parent.parent),
-                fix="wait for it, or give each process its own --shard",
-            ) from error
-        except OSError:
-            # Some network file systems have no locks; there the user has to see to it.
-            return file
-    return file
+    try:
+        return lock_file(path)
+    except BlockingIOError as error:
+        raise EnvironmentFault(
+            "another `ogreg prepare` is at work here",
+            where=str(path.parent.parent),
+            fix="wait for it, or give each process its own --shard",
+        ) from error
 
 
 def fingerprint(listing: Iterable[str]) -> str:

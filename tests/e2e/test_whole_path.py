@@ -149,14 +149,17 @@ def test_signals_save_and_say_how_to_go_on(number, code, demo_root, tmp_path):
 
 @pytest.mark.slow
 def test_resume_refuses_other_data(run, demo_root, ogreg, tmp_path):
-    copy = tmp_path / "copy"
+    copy, data = tmp_path / "copy", tmp_path / "data"
     shutil.copytree(run, copy)
-    data = json.loads((copy / "data.json").read_text())
-    data["train"]["sha256"] = "0" * 64
-    (copy / "data.json").write_text(json.dumps(data))
-    done = ogreg("train", "--resume", copy)
+    shutil.copytree(demo_root, data)
+    manifest = data / "train.csv"
+    manifest.write_text("".join(manifest.read_text().splitlines(keepends=True)[:-1]))
+    state = (copy / "checkpoints/state.pt").read_bytes()
+    done = ogreg("train", "--resume", copy, f"data.root={data}")
     assert done.returncode == 3
-    assert "is not the one" in done.stderr
+    assert "training manifest: 48 videos" in done.stderr
+    assert "47 videos" in done.stderr
+    assert (copy / "checkpoints/state.pt").read_bytes() == state
 
 
 @pytest.mark.slow
@@ -246,7 +249,7 @@ def test_dry_run_without_data_says_what_is_missing(recipe, ogreg, tmp_path):
     )
     assert done.returncode == 0, done.stderr
     document = json.loads(done.stdout)
-    assert document["params_m"] == pytest.approx(28.06, abs=0.05)
+    assert document["figures"]["params_m"] == pytest.approx(28.06, abs=0.05)
     missing = " ".join(document["missing"])
     assert f"ogreg prepare {recipe}" in missing
     assert "none.safetensors" in missing

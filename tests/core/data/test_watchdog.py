@@ -127,13 +127,14 @@ def test_a_crash_is_named_while_the_main_process_computes(demo_root):
 def test_a_hang_is_ended_and_names_the_file(workers, demo_root):
     read_once(demo_root)
     dataset = Bad(demo_root, hang)
+    before = set(threading.enumerate())
     started = time.monotonic()
     with pytest.raises(LostFile, match=r"did not end within 2 s") as caught:
         list(batches(loader_of(dataset, workers, deadline=2.0)))
     check_named(caught.value, dataset, "time-out")
     assert time.monotonic() - started < 15
     check_workers_are_gone()
-    assert "loader watch" not in {thread.name for thread in threading.enumerate()}
+    assert "loader watch" not in {thread.name for thread in set(threading.enumerate()) - before}
 
 
 def test_hangs_of_all_workers_name_all_files_and_doubt_the_disk(demo_root):
