@@ -101,7 +101,9 @@ def convert(
     from ogreg_core.models import conversion
 
     given = conversion.find_class_names(labels) if labels else None
-    state, own = conversion.read_foreign(checkpoint)
+    state, own, configuration = conversion.read_foreign(checkpoint)
+    # What the checkpoint tells of itself, unless the command says otherwise.
+    options = {**conversion.settings_in(model, state, configuration), **options}
     names = given or own or conversion.ClassNames([], "none given: numbers")
     step = (stride or _USUAL_STRIDE) if sampling is Sampling.dense else 1
     info = CheckpointInfo(

@@ -42,6 +42,9 @@ def visualize_gaze(
     predictor = Predictor.from_checkpoint(path, pick_device(device))
     info(f"weights: {path} ({origin})")
     found = gaze.look(predictor, video, blocks or ())
+    meanings = gaze.meanings_of(predictor.info, found)
+    for kind, meaning in meanings.items():
+        info(f"{kind}: {meaning}")
     stem = Path(video).stem
     folder = RunFolder.create("visualize-gaze", stem, out).path
     sheet, overlay = folder / f"{stem}_gaze.png", folder / f"{stem}_gaze.mp4"
@@ -57,6 +60,7 @@ def visualize_gaze(
                 "label": found.label,
                 "score": found.score,
                 "still": found.still,
+                "maps": meanings,
                 "frame_indices": found.indices,
                 "profiles": {
                     name: {curve: values.tolist() for curve, values in curves.items()}

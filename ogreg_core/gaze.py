@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ogreg_core.checkpoint import CheckpointInfo
 from ogreg_core.data.loader import load_views, locate
 from ogreg_core.data.sampling import positions
 from ogreg_core.data.transforms import to_input
@@ -20,9 +21,18 @@ from ogreg_core.errors import UsageError
 from ogreg_core.files import write_atomic
 from ogreg_core.inference import Predictor, single_video
 from ogreg_core.models.protocol import BlockMaps, VideoModel
+from ogreg_core.models.registry import find_model
 from ogreg_core.video import write_video
 
-__all__ = ["GazeResult", "look", "overlay", "save_overlay_video", "save_sheet", "select_blocks"]
+__all__ = [
+    "GazeResult",
+    "look",
+    "meanings_of",
+    "overlay",
+    "save_overlay_video",
+    "save_sheet",
+    "select_blocks",
+]
 
 # matplotlib's "inferno" is perceptually uniform and stays readable in grey.
 _COLOUR_MAP = "inferno"
@@ -37,7 +47,8 @@ class GazeResult:
         indices: frame numbers in the file, ``[T]``.
         seconds: when they appear, ``[T]``.
         maps: those that the model has, mean over the chosen blocks, float32 ``[T, H, W]``: ``gaze``,
-            not scaled, and ``glance``, attention received relative to an even spread (1 = average).
+            not scaled, ``glance``, attention received relative to an even spread (1 = average), and
+            ``kept``, the share of selections that a place gets through.
         profiles: per block name, curves over time, each ``[n]``.
         label, score: best class and its score.
         still: whether every gaze map is flat, as for a still clip.
@@ -105,6 +116,10 @@ def look(predictor: Predictor, path: str | Path, blocks: Sequence[str] = ()) -> 
     pictures = {
         "gaze": [_gaze_per_frame(found, frames, size) for found in shown.values()],
         "glance": [_glance_per_frame(found, frames, size) for found in shown.values()],
+        "kept": [
+            None if found.kept is None else _resample(found.kept[0], frames, size)
+            for found in shown.values()
+        ],
     }
     means = {
         kind: torch.stack(existing).mean(0).numpy()
@@ -126,6 +141,12 @@ def look(predictor: Predictor, path: str | Path, blocks: Sequence[str] = ()) -> 
         score=float(scores[best]),
         still="gaze" in means and float(means["gaze"].mean()) < _STILL,
     )
+
+
+def meanings_of(info: CheckpointInfo, result: GazeResult) -> dict[str, str]:
+    """What each map of a result shows, in words."""
+    words = {**find_model(info.model).maps, "kept": "what token selection leaves"}
+    return {kind: words[kind] for kind in result.maps}
 
 
 def _resample(maps: Tensor, frames: int, size: tuple[int, int]) -> Tensor:

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from ogreg_core.data.rand_augment import parse_rand_augment
 from ogreg_core.errors import UsageError
-from ogreg_core.models.registry import check_options, find_model
+from ogreg_core.models.registry import check_options, check_places, find_model
 
 __all__ = [
     "AugmentTable",
@@ -145,6 +145,40 @@ class AugmentTable(Table):
         return self
 
 
+class KeepTable(Table):
+    """One selection of tokens."""
+
+    before: Annotated[int, Field(ge=0)] = Field(
+        description="stage (MViT: block) in front of which it stands, from 0"
+    )
+    ratio: Annotated[float, Field(gt=0, le=1)] = Field(
+        description="share of the frames, or of each frame's positions, that is kept"
+    )
+
+
+class TokenSelectionTable(Table):
+    """STTS: a small network scores tokens, and only the best go on; empty lists keep all."""
+
+    time: list[KeepTable] = Field([], description="selections of frames: {before, ratio} each")
+    space: list[KeepTable] = Field([], description="selections of one window per frame")
+    sigma: Annotated[float, Field(gt=0)] = Field(
+        0.1, description="noise on the scores at the start of training; it fades to none"
+    )
+    samples: Annotated[int, Field(ge=2)] = Field(500, description="noise samples per ranking")
+    gradient: Literal["unbiased", "official"] = Field(
+        "unbiased", description="of the smoothed choice; official: as the released code"
+    )
+
+    @model_validator(mode="after")
+    def _selects(self) -> TokenSelectionTable:
+        if not self:
+            _refuse_idle(self, ("sigma", "samples", "gradient"), "without time or space")
+        return self
+
+    def __bool__(self) -> bool:
+        return bool(self.time or self.space)
+
+
 class ModelTable(Table):
     """Which network."""
 
@@ -152,22 +186,31 @@ class ModelTable(Table):
     drop_path: Rate = Field(0.1, description="stochastic depth of the last block")
     dropout: Rate = Field(0.0, description="before the classifier")
     options: dict[str, Any] = Field({}, description='architecture choices, e.g. stem = "patch"')
+    token_selection: TokenSelectionTable = TokenSelectionTable()
 
     @model_validator(mode="after")
     def _exists(self) -> ModelTable:
         try:
             find_model(self.name)
             check_options(self.name, self.options)
+            if self.token_selection:
+                check_places(self.name)
         except UsageError as error:
             raise ValueError(f"{error.what}; {error.why}") from None
         return self
+
+    def architecture(self) -> dict[str, Any]:
+        """Keyword arguments of :func:`ogreg_core.models.registry.create_model`."""
+        if not self.token_selection:
+            return dict(self.options)
+        return {**self.options, "token_selection": self.token_selection.model_dump()}
 
 
 class InitTable(Table):
     """Starting weights."""
 
     weights: str = Field(
-        "", description="file, or a torchvision name such as swin_t; empty: from scratch"
+        "", description="file, or a name of `ogreg models` such as swin_t; empty: from scratch"
     )
 
 

@@ -10,12 +10,11 @@ and one with a new head is none. That is what training from starting weights is 
 
 from __future__ import annotations
 
-import importlib
 import shlex
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -24,19 +23,20 @@ from ogreg_core.checkpoint import CheckpointInfo, load_checkpoint, save_checkpoi
 from ogreg_core.data.manifest import LABELS_FILE
 from ogreg_core.datasets.locations import known_datasets
 from ogreg_core.errors import CheckpointError, DataError, OgregError
-from ogreg_core.models.registry import MODELS, create_model, find_model
-from ogreg_core.models.weights import load_state_file, load_torchvision
+from ogreg_core.models.registry import MODELS, create_model, find_model, named_function
+from ogreg_core.models.weights import load_torchvision, map_names, read_state_file
 
 __all__ = [
     "ClassNames",
     "Conversion",
     "Fit",
+    "Foreign",
     "compare",
     "convert",
     "find_class_names",
-    "map_names",
     "nearest_model",
     "read_foreign",
+    "settings_in",
 ]
 
 _HEAD = "head."
@@ -135,8 +135,22 @@ class ClassNames:
 # --- reading -----------------------------------------------------------------------------------
 
 
-def read_foreign(source: str) -> tuple[dict[str, Tensor], ClassNames | None]:
-    """The tensors of a file, or of pretrained weights by torchvision's name, then with class names.
+class Foreign(NamedTuple):
+    """What a foreign checkpoint holds.
+
+    Args:
+        state: its tensors.
+        names: of its classes, if they are known.
+        configuration: text of the configuration beside the weights; empty if there is none.
+    """
+
+    state: dict[str, Tensor]
+    names: ClassNames | None = None
+    configuration: str = ""
+
+
+def read_foreign(source: str) -> Foreign:
+    """Read a file, or pretrained weights by torchvision's name.
 
     Raises:
         CheckpointError: missing or broken, or one of our own checkpoints already.
@@ -147,14 +161,29 @@ def read_foreign(source: str) -> tuple[dict[str, Tensor], ClassNames | None]:
         state, names = load_torchvision(source)
         dataset = _KINETICS if names == _kinetics_classes() else ""
         folder = known_datasets().get(dataset)
-        return state, ClassNames(names, f"torchvision's {source}", dataset, str(folder or ""))
+        known = ClassNames(names, f"torchvision's {source}", dataset, str(folder or ""))
+        return Foreign(state, known)
     if path.suffix == ".safetensors" and path.is_file() and _is_ours(path):
         raise CheckpointError(
             f"{path} is a checkpoint of ogreg already",
             why="it describes its model, labels and protocol itself",
             fix=f"ogreg eval {shlex.quote(str(path))}",
         )
-    return load_state_file(path), None
+    state, configuration = read_state_file(path)
+    return Foreign(state, configuration=configuration)
+
+
+def settings_in(model: str, state: Mapping[str, Tensor], configuration: str = "") -> dict[str, Any]:
+    """Options of a model that a foreign checkpoint tells of itself, as its shapes do."""
+    reader = find_model(model).settings
+    if not reader:
+        return {}
+    try:
+        found: dict[str, Any] = named_function(reader)(state, configuration)
+    except CheckpointError:
+        # Of another model: what does not fit is said when names are compared.
+        return {}
+    return found
 
 
 def _is_ours(path: Path) -> bool:
@@ -214,19 +243,6 @@ def _kinetics_classes() -> list[str]:
 # --- comparing ---------------------------------------------------------------------------------
 
 
-def map_names(model: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A foreign state dict under the names of a model of the registry, by the model's key map.
-
-    Raises:
-        CheckpointError: the key map knows the file and refuses it.
-    """
-    key_map = find_model(model).key_map
-    if not key_map:
-        return dict(state)
-    module, function = key_map.split(":")
-    return getattr(importlib.import_module(module), function)(state)
-
-
 def compare(
     model: str,
     mapped: Mapping[str, Tensor],
@@ -239,7 +255,7 @@ def compare(
 
     Args:
         model: key of the registry.
-        mapped: under the model's names (:func:`map_names`).
+        mapped: under the model's names, see :func:`ogreg_core.models.weights.map_names`.
         options, frames, size: see :func:`ogreg_core.models.registry.create_model`.
     """
     return _compare(model, mapped, _shell(model, mapped, options or {}, frames, size), options)
@@ -292,12 +308,19 @@ def _candidates() -> Iterator[tuple[str, dict[str, Any]]]:
                 yield from ((name, {option: word}) for word in words)
 
 
+def _plausible(state: Mapping[str, Tensor]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Candidates with what the checkpoint tells of itself."""
+    told = {name: settings_in(name, state) for name in MODELS}
+    for name, options in _candidates():
+        yield name, {**told[name], **options}
+
+
 def nearest_model(state: Mapping[str, Tensor]) -> Fit | None:
     """The model of the registry that shares most names and shapes with a foreign state dict; None if
     not a single tensor fits any.
     """
     best: Fit | None = None
-    for model, options in _candidates():
+    for model, options in _plausible(state):
         try:
             found = compare(model, map_names(model, state), options=options)
         except OgregError:

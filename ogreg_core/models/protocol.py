@@ -18,12 +18,15 @@ class BlockMaps:
         gaze: fine map of what the block modulates by, ``[B, T, H, W]``; None if it has none.
         glance: attention received per token, ``[B, T, h, w]``, sums to 1 over T, h, w; None if it has
             none.
+        kept: 1 where token selection leaves a token, else 0, ``[B, T, h, w]``; None if it is no
+            selection.
         profiles: named curves over time, each ``[B, n]``.
         between: whether the gaze lies between neighbouring token frames, ``[B, T-1, H, W]``.
     """
 
     gaze: Tensor | None = None
     glance: Tensor | None = None
+    kept: Tensor | None = None
     profiles: dict[str, Tensor] = field(default_factory=dict)
     between: bool = False
 

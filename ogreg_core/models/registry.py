@@ -16,10 +16,22 @@ from ogreg_core.errors import UsageError
 if TYPE_CHECKING:
     from torch import nn
 
-__all__ = ["MODELS", "ModelEntry", "create_model", "find_model", "nearest"]
+__all__ = [
+    "MODELS",
+    "ModelEntry",
+    "check_options",
+    "check_places",
+    "create_model",
+    "find_model",
+    "named_function",
+    "nearest",
+]
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+Allowed = tuple[str | int, ...] | int | type[int]
 
 
 @dataclass(frozen=True)
@@ -29,8 +41,8 @@ class ModelEntry:
     Args:
         factory: ``module:function``, called with ``num_classes`` and keyword options.
         arguments: fixed arguments of this entry.
-        options: what a recipe may set in ``[model.options]``: allowed words, or the length of a list
-            of positive integers, by name.
+        options: what a recipe may set in ``[model.options]``, by name: the values that are allowed,
+            the length of a list of positive integers, or ``int`` for any integer that is not negative.
         frames, size: usual input, frames and pixels.
         params_m: millions of parameters with 400 classes.
         gmacs: billions of multiply-adds of one view of the usual input.
@@ -39,13 +51,16 @@ class ModelEntry:
         fixed_input: whether frames and size are built into the network, such as by position tables;
             then the factory takes them.
         key_map: ``module:function`` from names of foreign checkpoints to this model's.
+        settings: ``module:function`` that reads options out of a foreign checkpoint.
+        places: what token selection stands in front of in this model, such as ``stage``; empty if it
+            has no place there.
         weights: names of pretrained weights that ``init.weights`` knows for it.
         maps: what its gaze and glance maps show, by kind.
     """
 
     factory: str
     arguments: Mapping[str, Any]
-    options: Mapping[str, tuple[str, ...] | int]
+    options: Mapping[str, Allowed]
     frames: int
     size: int
     params_m: float
@@ -55,11 +70,15 @@ class ModelEntry:
     std: tuple[float, float, float] = IMAGENET_STD
     fixed_input: bool = False
     key_map: str = ""
+    settings: str = ""
+    places: str = ""
     weights: tuple[str, ...] = ()
     maps: Mapping[str, str] = field(default_factory=dict)
 
 
-def _ogreg(variant: str, frames: int, size: int, params_m: float, gmacs: float) -> ModelEntry:
+def _ogreg(
+    variant: str, frames: int, size: int, params_m: float, gmacs: float, *weights: str
+) -> ModelEntry:
     return ModelEntry(
         factory="ogreg_core.models.ogreg:build_ogreg",
         arguments={"variant": variant},
@@ -74,6 +93,158 @@ def _ogreg(variant: str, frames: int, size: int, params_m: float, gmacs: float) 
         params_m=params_m,
         gmacs=gmacs,
         source="arXiv 2604.06783, reconstruction",
+        key_map="ogreg_core.models.weights:map_swin",
+        places="stage",
+        weights=weights,
+        maps={"gaze": "difference to neighbouring frames", "glance": "attention received"},
+    )
+
+
+def _video_focalnet(variant: str, params_m: float, gmacs: float) -> ModelEntry:
+    return ModelEntry(
+        factory="ogreg_core.models.video_focalnet:build_video_focalnet",
+        arguments={"variant": variant},
+        options={"tubelet": (1, 2)},
+        frames=8,
+        size=224,
+        params_m=params_m,
+        gmacs=gmacs,
+        source="arXiv 2307.06947",
+        key_map="ogreg_core.models.video_focalnet:map_video_focalnet",
+        maps={"gaze": "focal modulation"},
+    )
+
+
+_WHERE = ("none", "first-half", "second-half", "odd", "all")
+
+
+def _xvit(variant: str, params_m: float, gmacs: float, weights: str) -> ModelEntry:
+    return ModelEntry(
+        factory="ogreg_core.models.xvit:build_xvit",
+        arguments={"variant": variant},
+        options={
+            "segment": int,
+            "shift_divisor": int,
+            "time_rows": int,
+            "window": int,
+            "table_size": int,
+            "mixing": _WHERE,
+            "summary": _WHERE,
+            "aggregation": ("attention", "average"),
+        },
+        frames=16,
+        size=224,
+        params_m=params_m,
+        gmacs=gmacs,
+        source="arXiv 2106.05968",
+        mean=(0.5, 0.5, 0.5),
+        std=(0.5, 0.5, 0.5),
+        key_map="ogreg_core.models.xvit:map_xvit",
+        settings="ogreg_core.models.xvit:settings_of",
+        weights=(weights,),
+        maps={"glance": "attention received"},
+    )
+
+
+def _gta(frames: int, params_m: float, gmacs: float) -> ModelEntry:
+    return ModelEntry(
+        factory="ogreg_core.models.gta:build_gta",
+        arguments={"variant": "r50"},
+        options={
+            "placement": ("nl5", "res4"),
+            "attention": ("frame", "joint"),
+            "temporal": ("global", "instance", "none"),
+            "heads": int,
+            "mixing": ("cross", "plain"),
+            "matrix": ("raw", "softmax"),
+            "bias": ("none", "frame"),
+            "regions": int,
+            "assignment": ("pixels", "regions"),
+            "distribution": ("same", "separate"),
+            "fusion": ("sum", "concat", "serial"),
+            "reduction": int,
+        },
+        frames=frames,
+        size=224,
+        params_m=params_m,
+        gmacs=gmacs,
+        source="arXiv 2012.08510, choices ours",
+        fixed_input=True,
+        key_map="ogreg_core.models.gta:map_gta",
+        weights=("resnet50",),
+        maps={"glance": "attention received"},
+    )
+
+
+_KINETICS_MEAN, _KINETICS_STD = (0.43216, 0.394666, 0.37645), (0.22803, 0.22145, 0.216989)
+
+
+def _torchvision(
+    variant: str,
+    shape: tuple[int, int],
+    params_m: float,
+    gmacs: float,
+    source: str,
+    *weights: str,
+    options: Mapping[str, Allowed] | None = None,
+    **rest: Any,
+) -> ModelEntry:
+    return ModelEntry(
+        factory="ogreg_core.models.torchvision_models:build_torchvision",
+        arguments={"variant": variant},
+        options=options or {},
+        frames=shape[0],
+        size=shape[1],
+        params_m=params_m,
+        gmacs=gmacs,
+        source=f"torchvision, {source}",
+        key_map="ogreg_core.models.torchvision_models:map_torchvision",
+        weights=(variant, *weights),
+        **rest,
+    )
+
+
+def _swin3d(variant: str, params_m: float, gmacs: float, *weights: str) -> ModelEntry:
+    return _torchvision(
+        variant,
+        (32, 224),
+        params_m,
+        gmacs,
+        "arXiv 2106.13230",
+        *weights,
+        options={"window": ("8", "16")},
+        places="stage",
+        maps={"glance": "attention received"},
+    )
+
+
+def _mvit(variant: str, params_m: float, gmacs: float, source: str, places: str) -> ModelEntry:
+    return _torchvision(
+        variant,
+        (16, 224),
+        params_m,
+        gmacs,
+        source,
+        mean=(0.45, 0.45, 0.45),
+        std=(0.225, 0.225, 0.225),
+        fixed_input=True,
+        places=places,
+        maps={"glance": "attention received"},
+    )
+
+
+def _convnet(
+    variant: str, shape: tuple[int, int], params_m: float, gmacs: float, source: str
+) -> ModelEntry:
+    return _torchvision(
+        variant,
+        shape,
+        params_m,
+        gmacs,
+        source,
+        mean=_KINETICS_MEAN,
+        std=_KINETICS_STD,
+        maps={"gaze": "strength of the features"},
     )
 
 
@@ -81,9 +252,24 @@ def _ogreg(variant: str, frames: int, size: int, params_m: float, gmacs: float) 
 # with the built model.
 MODELS: dict[str, ModelEntry] = {
     "ogreg-n": _ogreg("n", 8, 112, 1.77, 0.276),
-    "ogreg-t": _ogreg("t", 32, 224, 28.10, 67.2),
-    "ogreg-s": _ogreg("s", 32, 224, 49.66, 127.6),
-    "ogreg-b": _ogreg("b", 32, 224, 87.86, 220.8),
+    "ogreg-t": _ogreg("t", 32, 224, 28.10, 67.2, "swin_t", "swin3d_t"),
+    "ogreg-s": _ogreg("s", 32, 224, 49.66, 127.6, "swin_s", "swin3d_s"),
+    "ogreg-b": _ogreg("b", 32, 224, 87.86, 220.8, "swin_b", "swin3d_b", "swin3d_b_22k"),
+    "video-focalnet-t": _video_focalnet("t", 49.55, 63.14),
+    "video-focalnet-s": _video_focalnet("s", 88.74, 124.5),
+    "video-focalnet-b": _video_focalnet("b", 157.39, 220.9),
+    "xvit-b16": _xvit("b16", 93.79, 281.4, "vit_b_16"),
+    "xvit-b32": _xvit("b32", 95.45, 70.73, "vit_b_32"),
+    "xvit-l16": _xvit("l16", 317.37, 985.9, "vit_l_16"),
+    "gta-r50-8f": _gta(8, 31.79, 56.06),
+    "gta-r50-16f": _gta(16, 31.91, 112.9),
+    "swin3d-t": _swin3d("swin3d_t", 28.16, 88.06, "swin_t"),
+    "swin3d-s": _swin3d("swin3d_s", 49.82, 166.1, "swin_s"),
+    "swin3d-b": _swin3d("swin3d_b", 88.05, 281.9, "swin3d_b_22k", "swin_b"),
+    "mvit-v1-b": _mvit("mvit_v1_b", 36.61, 70.80, "arXiv 2104.11227", "block"),
+    "mvit-v2-s": _mvit("mvit_v2_s", 34.54, 64.46, "arXiv 2112.01526", ""),
+    "r2plus1d-18": _convnet("r2plus1d_18", (16, 112), 31.51, 40.64, "arXiv 1711.11248"),
+    "s3d": _convnet("s3d", (128, 224), 8.32, 144.5, "arXiv 1712.04851"),
 }
 
 
@@ -124,7 +310,11 @@ def check_options(name: str, options: Mapping[str, Any]) -> None:
             )
         allowed = known[option]
         if isinstance(allowed, tuple):
-            fits, wanted = value in allowed, f"one of {', '.join(allowed)}"
+            # True equals 1, and is none.
+            fits = value in allowed and type(value) is not bool
+            wanted = f"one of {', '.join(map(str, allowed))}"
+        elif isinstance(allowed, type):
+            fits, wanted = type(value) is int and value >= 0, "an integer that is not negative"
         else:
             fits, wanted = _is_positive_list(value, allowed), f"{allowed} positive integers"
         if not fits:
@@ -147,6 +337,7 @@ def create_model(
     size: int | None = None,
     drop_path: float = 0.0,
     dropout: float = 0.0,
+    token_selection: Mapping[str, Any] | None = None,
     **options: Any,
 ) -> nn.Module:
     """Build a model with freshly initialised weights.
@@ -157,6 +348,8 @@ def create_model(
         frames, size: of the clips, for models into which they are built; the usual ones by default.
         drop_path: stochastic depth rate of the last block.
         dropout: before the head.
+        token_selection: fields of :class:`ogreg_core.models.stts.Selection`, with ``time`` and
+            ``space`` as lists of ``before`` and ``ratio``; None keeps all tokens.
         options: architecture choices, see the model's file.
 
     Raises:
@@ -165,7 +358,7 @@ def create_model(
     entry = find_model(name)
     check_options(name, options)
     shape = {"frames": frames or entry.frames, "size": size or entry.size}
-    return _named(entry.factory)(
+    model: nn.Module = named_function(entry.factory)(
         num_classes=num_classes,
         drop_path=drop_path,
         dropout=dropout,
@@ -173,9 +366,29 @@ def create_model(
         **entry.arguments,
         **options,
     )
+    if token_selection is None:
+        return model
+    check_places(name)
+    selecting: nn.Module = named_function("ogreg_core.models.stts_backbones:select_tokens")(
+        model, token_selection
+    )
+    return selecting
 
 
-def _named(function: str) -> Any:
+def check_places(name: str) -> None:
+    """Refuse token selection where a model has no place for it.
+
+    Raises:
+        UsageError: names the models that have one.
+    """
+    if not find_model(name).places:
+        fitting = [other for other, entry in MODELS.items() if entry.places]
+        raise UsageError(
+            f"model {name} has no place for token_selection", why=f"models: {', '.join(fitting)}"
+        )
+
+
+def named_function(function: str) -> Any:
     """A function by ``module:name``."""
     module, name = function.split(":")
     return getattr(importlib.import_module(module), name)

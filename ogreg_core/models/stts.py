@@ -485,7 +485,7 @@ class KeptTokens:
             self.boxes = torch.cat(
                 [start + corners / sides * extent, size / sides * extent], dim=-1
             )
-        self.maps[name] = BlockMaps(gaze=self._drawn(picture), profiles=profiles)
+        self.maps[name] = BlockMaps(kept=self._drawn(picture), profiles=profiles)
 
     def _drawn(self, picture: Grid) -> Tensor:
         """1 where a token is left, else 0: ``[B, total, H, W]``."""

@@ -48,7 +48,7 @@ last, ``[B, T, H, W, C]``.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 import torch
@@ -62,6 +62,7 @@ from ogreg_core.models.stts import (
     AnchorSelector,
     FrameSelector,
     Grid,
+    Keep,
     KeptTokens,
     Perturbation,
     Selection,
@@ -72,6 +73,7 @@ __all__ = [
     "SelectingOGReG",
     "SelectingSwin",
     "TokenSelecting",
+    "select_tokens",
     "with_token_selection",
 ]
 
@@ -469,6 +471,19 @@ def _width(norm: Any) -> int:
 
 
 # --- factory -----------------------------------------------------------------------------------
+
+
+def select_tokens(model: nn.Module, fields: Mapping[str, Any]) -> TokenSelecting:
+    """:func:`with_token_selection` by plain values, as recipes and checkpoints hold them.
+
+    Args:
+        model: see there.
+        fields: of :class:`Selection`; ``time`` and ``space`` as lists of the fields of :class:`Keep`.
+    """
+    keeps = {
+        name: tuple(Keep(**keep) for keep in fields.get(name, ())) for name in ("time", "space")
+    }
+    return with_token_selection(model, Selection(**{**fields, **keeps}))
 
 
 def with_token_selection(model: nn.Module, selection: Selection) -> TokenSelecting:

@@ -3,7 +3,7 @@
 Two-dimensional patch embeddings are inflated (repeated over the temporal taps and divided by their
 number: Carreira and Zisserman 2017), so that a still clip gives what the image gave.
 
-Names are known of torchvision's ``swin_*`` and ``swin3d_*``; of the checkpoints of Swin
+For OG-ReG names are known of torchvision's ``swin_*`` and ``swin3d_*``; of the checkpoints of Swin
 (github.com/microsoft/Swin-Transformer), Video-Swin (github.com/SwinTransformer/Video-Swin-Transformer)
 and timm, whose three spellings differ in prefixes and in the place of the mergings. All of them order the
 channels of a merging, the query, key and value, and the MLP alike.
@@ -25,8 +25,19 @@ import torch
 from torch import Tensor, nn
 
 from ogreg_core.errors import CheckpointError, UsageError
+from ogreg_core.models.registry import find_model, named_function
 
-__all__ = ["LoadReport", "initialise", "load_state_file", "load_torchvision", "map_swin"]
+__all__ = [
+    "PRETRAINED",
+    "LoadReport",
+    "initialise",
+    "load_state_file",
+    "load_torchvision",
+    "map_names",
+    "map_swin",
+    "read_state_file",
+    "rename",
+]
 
 _BLOCK = re.compile(r"(stages\.\d+)\.\d+\.")
 
@@ -96,6 +107,17 @@ def rename(name: str, patterns: Iterable[tuple[str, str]]) -> str:
     for pattern, replacement in patterns:
         name = re.sub(pattern, replacement, name)
     return name
+
+
+def map_names(model: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A foreign state dict under the names of a model of the registry, by the model's key map.
+
+    Raises:
+        CheckpointError: the key map knows the file and refuses it.
+    """
+    key_map = find_model(model).key_map
+    mapped: dict[str, Tensor] = named_function(key_map)(state) if key_map else dict(state)
+    return mapped
 
 
 def map_swin(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -224,11 +246,18 @@ def initialise(
 def load_state_file(path: str | Path) -> dict[str, Tensor]:
     """A state dict from ``.safetensors``, or from ``.pth``/``.pt`` without running any code in it.
 
-    Looks into ``state_dict`` and ``model``, and takes the prefix ``module.`` off, which
-    DistributedDataParallel leaves.
+    Looks into ``state_dict``, ``model``, ``model_state`` and ``state_dict_ema``, and takes the prefix
+    ``module.`` off, which DistributedDataParallel leaves.
 
     Raises:
         CheckpointError: missing, broken, or not a plain collection of tensors.
+    """
+    return read_state_file(path)[0]
+
+
+def read_state_file(path: str | Path) -> tuple[dict[str, Tensor], str]:
+    """:func:`load_state_file`, and the text of the configuration that PySlowFast and its descendants
+    write beside the weights under ``cfg``; empty if there is none.
     """
     path = Path(path)
     if not path.is_file():
@@ -237,7 +266,7 @@ def load_state_file(path: str | Path) -> dict[str, Tensor]:
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file
 
-            return load_file(path)
+            return load_file(path), ""
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about old pickle protocols
             loaded = torch.load(path, map_location="cpu", weights_only=True)
@@ -249,14 +278,16 @@ def load_state_file(path: str | Path) -> dict[str, Tensor]:
             why=(str(error) or type(error).__name__).splitlines()[0],
             fix="copy or download it again",
         ) from error
-    for key in ("state_dict", "model"):
+    configuration = loaded.get("cfg") if isinstance(loaded, dict) else ""
+    for key in ("state_dict", "model", "model_state", "state_dict_ema"):
         if isinstance(loaded, dict) and isinstance(loaded.get(key), dict):
             loaded = loaded[key]
     if not isinstance(loaded, dict) or not all(
         isinstance(name, str) and isinstance(value, Tensor) for name, value in loaded.items()
     ):
         raise CheckpointError(f"{path} holds no state_dict of tensors")
-    return {name.removeprefix("module."): tensor for name, tensor in loaded.items()}
+    state = {name.removeprefix("module."): tensor for name, tensor in loaded.items()}
+    return state, configuration if isinstance(configuration, str) else ""
 
 
 def _not_only_tensors(path: Path, error: pickle.UnpicklingError) -> CheckpointError:
@@ -271,26 +302,43 @@ def _not_only_tensors(path: Path, error: pickle.UnpicklingError) -> CheckpointEr
     )
 
 
-# torchvision's names whose weights start an OG-ReG of the same size.
-TORCHVISION_SWIN = ("swin_t", "swin_s", "swin_b", "swin3d_t", "swin3d_s", "swin3d_b")
+# Names of pretrained weights, and what torchvision calls them.
+PRETRAINED = {
+    "swin_t": "Swin_T_Weights.DEFAULT",
+    "swin_s": "Swin_S_Weights.DEFAULT",
+    "swin_b": "Swin_B_Weights.DEFAULT",
+    "swin3d_t": "Swin3D_T_Weights.DEFAULT",
+    "swin3d_s": "Swin3D_S_Weights.DEFAULT",
+    "swin3d_b": "Swin3D_B_Weights.KINETICS400_V1",
+    "swin3d_b_22k": "Swin3D_B_Weights.KINETICS400_IMAGENET22K_V1",
+    "mvit_v1_b": "MViT_V1_B_Weights.DEFAULT",
+    "mvit_v2_s": "MViT_V2_S_Weights.DEFAULT",
+    "r2plus1d_18": "R2Plus1D_18_Weights.DEFAULT",
+    "s3d": "S3D_Weights.DEFAULT",
+    # The first: published networks on ResNet-50 started from weights trained in this way.
+    "resnet50": "ResNet50_Weights.IMAGENET1K_V1",
+    "vit_b_16": "ViT_B_16_Weights.IMAGENET1K_V1",
+    "vit_b_32": "ViT_B_32_Weights.IMAGENET1K_V1",
+    "vit_l_16": "ViT_L_16_Weights.IMAGENET1K_V1",
+}
 
 
 def load_torchvision(name: str) -> tuple[dict[str, Tensor], list[str]]:
-    """Pretrained weights by torchvision's name, through its own cache or the network, and their
+    """Pretrained weights of torchvision by name, through its own cache or the network, and their
     class names.
 
     Raises:
-        UsageError: not one of ``TORCHVISION_SWIN``.
+        UsageError: not one of ``PRETRAINED``.
         CheckpointError: neither cached nor downloadable, or the cached file is broken.
     """
-    if name not in TORCHVISION_SWIN:
+    if name not in PRETRAINED:
         raise UsageError(
             f"there are no starting weights called {name!r}",
-            why=f"known names: {', '.join(TORCHVISION_SWIN)}",
+            why=f"known names: {', '.join(PRETRAINED)}",
         )
-    from torchvision.models import get_model_weights
+    from torchvision.models import get_weight
 
-    weights = get_model_weights(name).DEFAULT
+    weights = get_weight(PRETRAINED[name])
     classes = list(weights.meta["categories"])
     cached = Path(torch.hub.get_dir()) / "checkpoints" / Path(weights.url).name
     if cached.is_file():

@@ -33,12 +33,12 @@ from ogreg_core.evaluation import compute_metrics, resolve_precision, score_data
 from ogreg_core.files import write_text_atomic
 from ogreg_core.models.registry import create_model, find_model
 from ogreg_core.models.weights import (
-    TORCHVISION_SWIN,
+    PRETRAINED,
     LoadReport,
     initialise,
     load_state_file,
     load_torchvision,
-    map_swin,
+    map_names,
 )
 from ogreg_core.profiling import peak_memory_mb
 from ogreg_core.progress import Note, Progress, ProgressCallback
@@ -66,7 +66,7 @@ __all__ = [
     "optim_of",
     "order_of",
     "sampling_of",
-    "step_settings",
+    "step_of",
     "training_precision",
 ]
 
@@ -135,7 +135,7 @@ def model_of(recipe: Recipe, classes: int) -> nn.Module:
         size=recipe.data.size,
         drop_path=table.drop_path,
         dropout=table.dropout,
-        **table.options,
+        **table.architecture(),
     )
 
 
@@ -151,14 +151,14 @@ def build_model(recipe: Recipe, labels: tuple[str, ...]) -> tuple[nn.Module, Loa
     if not source:
         return model, None
     source_labels: list[str] | None = None
-    if source in TORCHVISION_SWIN:
+    if source in PRETRAINED:
         state, source_labels = load_torchvision(source)
     else:
         file = find_checkpoint(source)
         state = load_state_file(file)
         source_labels = _labels_of(file)
-    if source_labels is None or source in TORCHVISION_SWIN:
-        state = map_swin(state)
+    if source_labels is None or source in PRETRAINED:
+        state = map_names(recipe.model.name, state)
     report = initialise(model, state, source, classes=labels, source_classes=source_labels)
     return model, report
 
@@ -176,7 +176,7 @@ def _describe(loaded: LoadedRecipe, splits: Splits) -> CheckpointInfo:
     entry = find_model(recipe.model.name)
     return CheckpointInfo(
         model=recipe.model.name,
-        options=dict(recipe.model.options),
+        options=recipe.model.architecture(),
         labels=list(splits.train.labels),
         sampling=sampling_of(recipe),
         size=recipe.data.size,
@@ -284,17 +284,55 @@ def order_of(recipe: Recipe, videos: int, world: World = SINGLE) -> BatchOrder:
     return order
 
 
-def step_settings(recipe: Recipe, info: CheckpointInfo, batch: int, precision: str) -> StepSettings:
-    """The recipe's optimiser step for batches of ``batch`` videos."""
+def step_of(
+    recipe: Recipe,
+    model: nn.Module,
+    precision: str,
+    *,
+    videos: int,
+    batch: int,
+    steps_per_epoch: int,
+    world: World = SINGLE,
+) -> TrainStep:
+    """The recipe's optimiser step for a model on its device.
+
+    Args:
+        recipe: optimiser, schedule, mixing and what saves memory.
+        model: with its starting weights.
+        precision: see :func:`training_precision`.
+        videos: whose clips make a step.
+        batch: videos of a step that the learning rate is scaled to.
+        steps_per_epoch: of the schedule.
+        world: the processes that share a step.
+    """
     table = recipe.train
+    optimizer = build_optimizer(model, optim_of(recipe, batch))
+    schedule = build_schedule(
+        optimizer,
+        steps_per_epoch=steps_per_epoch,
+        epochs=table.epochs,
+        warmup_epochs=table.warmup_epochs,
+        lr=table.lr,
+        min_lr=table.min_lr,
+    )
+    settings = _step_settings(recipe, videos, steps_per_epoch, precision)
+    return TrainStep(model, optimizer, schedule, settings, world)
+
+
+def _step_settings(
+    recipe: Recipe, videos: int, steps_per_epoch: int, precision: str
+) -> StepSettings:
+    table, entry = recipe.train, find_model(recipe.model.name)
     return StepSettings(
-        clips_per_step=batch * recipe.augment.repeats,
+        clips_per_step=videos * recipe.augment.repeats,
         clip_grad=table.clip_grad,
         mixing=mixing_of(recipe),
         seed=recipe.seed,
         precision=precision,
-        mean=info.mean,
-        std=info.std,
+        mean=entry.mean,
+        std=entry.std,
+        steps_per_epoch=steps_per_epoch,
+        epochs=table.epochs,
         ema=table.ema,
         checkpoint_stages=table.checkpoint_stages,
         channels_last=table.channels_last,
@@ -357,17 +395,15 @@ def build_trainer(
     precision = training_precision(recipe, device)
     began = recipe if starting_weights else recipe.model_copy(update={"init": InitTable()})
     model = _build_in_turn(began, splits, run, world, on_progress).to(device)
-    optimizer = build_optimizer(model, optim_of(recipe, order.batch_size))
-    schedule = build_schedule(
-        optimizer,
+    step = step_of(
+        recipe,
+        model,
+        precision,
+        videos=order.batch_size,
+        batch=order.batch_size,
         steps_per_epoch=order.batches_per_epoch,
-        epochs=table.epochs,
-        warmup_epochs=table.warmup_epochs,
-        lr=table.lr,
-        min_lr=table.min_lr,
+        world=world,
     )
-    settings = step_settings(recipe, info, order.batch_size, precision)
-    step = TrainStep(model, optimizer, schedule, settings, world)
     augmentation = augmentation_of(recipe, splits.train.mirror)
     dataset = ClipDataset(splits.train, info.sampling, augmentation, recipe.seed)
 

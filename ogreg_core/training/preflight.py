@@ -16,7 +16,6 @@ import torch
 from torch import nn
 
 from ogreg_core import profiling
-from ogreg_core.checkpoint import CheckpointInfo
 from ogreg_core.data.loader import (
     ClipDataset,
     TrainBatch,
@@ -27,10 +26,9 @@ from ogreg_core.data.loader import (
 )
 from ogreg_core.data.sampling import positions
 from ogreg_core.data.transforms import TestCrops
-from ogreg_core.distributed import SINGLE, World
+from ogreg_core.distributed import World
 from ogreg_core.errors import CheckpointError, DataError, EnvironmentFault
-from ogreg_core.models.registry import find_model
-from ogreg_core.models.weights import TORCHVISION_SWIN
+from ogreg_core.models.weights import PRETRAINED
 from ogreg_core.recipe import LoadedRecipe, Recipe
 from ogreg_core.recipe_tables import InitTable
 from ogreg_core.training.announcement import PLACEHOLDER_CLASSES
@@ -41,15 +39,12 @@ from ogreg_core.training.assemble import (
     load_splits,
     memory_advice,
     model_of,
-    optim_of,
     order_of,
     sampling_of,
-    step_settings,
+    step_of,
     training_precision,
 )
-from ogreg_core.training.optim import build_optimizer, build_schedule
 from ogreg_core.training.rehearsal import Rehearsal, invented_batch, loading_rate, rehearse
-from ogreg_core.training.step import TrainStep
 from ogreg_core.video.decoders import decord_available
 
 __all__ = ["Preflight", "check_recipe", "quick_checks", "waiting_share"]
@@ -244,7 +239,7 @@ def _find_data(loaded: LoadedRecipe, processes: int, found: Preflight) -> Splits
 
 def _find_model(recipe: Recipe, labels: tuple[str, ...], found: Preflight) -> nn.Module:
     scratch = recipe.model_copy(update={"init": InitTable()})
-    if recipe.init.weights in TORCHVISION_SWIN:
+    if recipe.init.weights in PRETRAINED:
         # Not fetched here: a dry run uses no network and writes no cache.
         found.figures["starting_weights"] = f"{recipe.init.weights}, fetched by name at the start"
         recipe = scratch
@@ -294,7 +289,14 @@ def _rehearse(
     videos = table.batch_size // table.accumulate // processes
     clips = videos * recipe.augment.repeats
     precision = training_precision(recipe, device)
-    step = _step_of(recipe, labels, model.to(device), videos, precision)
+    step = step_of(
+        recipe,
+        model.to(device),
+        precision,
+        videos=videos,
+        batch=table.batch_size,
+        steps_per_epoch=1,
+    )
 
     def make(batch: TrainBatch) -> object:
         return step([batch], 0, 0)
@@ -323,33 +325,6 @@ def _rehearse(
         advice = memory_advice(recipe, step.model, videos, precision, device, peak, why)
         found.problems.append(str(advice))
     return measured
-
-
-def _step_of(
-    recipe: Recipe, labels: tuple[str, ...], model: nn.Module, videos: int, precision: str
-) -> TrainStep:
-    entry = find_model(recipe.model.name)
-    info = CheckpointInfo(
-        model=recipe.model.name,
-        options=dict(recipe.model.options),
-        labels=list(labels),
-        sampling=sampling_of(recipe),
-        size=recipe.data.size,
-        short_side=recipe.data.short_side,
-        mean=entry.mean,
-        std=entry.std,
-    )
-    optimizer = build_optimizer(model, optim_of(recipe, recipe.train.batch_size))
-    schedule = build_schedule(
-        optimizer,
-        steps_per_epoch=1,
-        epochs=recipe.train.epochs,
-        warmup_epochs=recipe.train.warmup_epochs,
-        lr=recipe.train.lr,
-        min_lr=recipe.train.min_lr,
-    )
-    settings = step_settings(recipe, info, videos, precision)
-    return TrainStep(model, optimizer, schedule, settings, SINGLE)
 
 
 def _compare_speeds(

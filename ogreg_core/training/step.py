@@ -23,6 +23,7 @@ from ogreg_core.data.order import step_rng
 from ogreg_core.data.transforms import to_input
 from ogreg_core.distributed import World
 from ogreg_core.evaluation import autocast
+from ogreg_core.models.stts_backbones import TokenSelecting
 from ogreg_core.training.averaging import averaged
 from ogreg_core.training.batch_norm import synchronise_batch_norm
 from ogreg_core.training.memory import checkpoint_activations
@@ -41,6 +42,7 @@ class StepSettings:
         seed: of everything drawn.
         precision: ``fp32``, ``tf32``, ``bf16`` or ``fp16``.
         mean, std: normalisation of pixels in 0..1.
+        steps_per_epoch, epochs: of the whole training, over which the noise of token selection fades.
         ema: decay of the moving average of the weights; 0 for none.
         checkpoint_stages: stages whose activations are recomputed.
         channels_last: memory layout of clips and convolution weights.
@@ -55,6 +57,8 @@ class StepSettings:
     precision: str
     mean: Sequence[float]
     std: Sequence[float]
+    steps_per_epoch: int = 1
+    epochs: int = 1
     ema: float = 0.0
     checkpoint_stages: Sequence[int] = ()
     channels_last: bool = False
@@ -153,6 +157,7 @@ class TrainStep:
     def __call__(self, batches: Sequence[TrainBatch], epoch: int, number: int) -> StepResult:
         """Make step ``number`` of ``epoch`` with this process's micro-batches."""
         self.model.train()
+        self._fade_noise(epoch, number)
         self.optimizer.zero_grad(set_to_none=True)
         # Sums stay on the device: asking for a number would wait for it once per micro-batch.
         loss_sum = torch.zeros((), device=self.device)
@@ -174,6 +179,11 @@ class TrainStep:
             norm.item(),
             lr,
         )
+
+    def _fade_noise(self, epoch: int, number: int) -> None:
+        if isinstance(self.model, TokenSelecting):
+            done = epoch * self.settings.steps_per_epoch + number
+            self.model.set_progress(done / (self.settings.epochs * self.settings.steps_per_epoch))
 
     def _gradients_stay(self, wanted: bool) -> AbstractContextManager[Any]:
         """Whether gradients are kept to this process until a later micro-batch."""

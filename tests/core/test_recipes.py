@@ -15,7 +15,6 @@ import tomllib
 from ogreg_core.data.rand_augment import parse_rand_augment
 from ogreg_core.datasets.catalogue import CATALOGUE
 from ogreg_core.models.registry import MODELS
-from ogreg_core.models.weights import TORCHVISION_SWIN
 from ogreg_core.recipe import builtin_recipes, load_recipe
 
 MEASURED = ("demo", "folder")  # from scratch on two cores; no published protocol
@@ -168,7 +167,7 @@ def test_the_catalogue_goes_on_with_recipes_that_exist():
 def test_names_what_exists(name):
     recipe = load_recipe(name).recipe
     assert recipe.model.name in MODELS
-    assert recipe.init.weights in ("", *TORCHVISION_SWIN)
+    assert recipe.init.weights in ("", *MODELS[recipe.model.name].weights)
     if name in MEASURED:
         assert recipe.data.dataset in ("demo", "")
     else:

@@ -18,11 +18,11 @@ from ogreg_core.models.conversion import (
     compare,
     convert,
     find_class_names,
-    map_names,
     nearest_model,
     read_foreign,
 )
 from ogreg_core.models.registry import MODELS, ModelEntry, create_model
+from ogreg_core.models.weights import map_names
 from tests.tiny import tiny_checkpoint
 
 TORCHVISION = "ogreg_core.models.torchvision_models"
@@ -223,7 +223,7 @@ def test_weights_of_nothing_known(tmp_path):
 
 def test_what_can_be_read(tmp_path, monkeypatch):
     save_file({"a": torch.ones(2)}, tmp_path / "plain.safetensors")
-    state, names = read_foreign(str(tmp_path / "plain.safetensors"))
+    state, names, _ = read_foreign(str(tmp_path / "plain.safetensors"))
     assert list(state) == ["a"]
     assert names is None
     with pytest.raises(CheckpointError, match="does not exist"):
@@ -234,7 +234,7 @@ def test_what_can_be_read(tmp_path, monkeypatch):
     monkeypatch.setattr(
         conversion, "load_torchvision", lambda name: ({"b": torch.ones(1)}, classes)
     )
-    state, names = read_foreign("swin3d_t")
+    state, names, _ = read_foreign("swin3d_t")
     assert list(state) == ["b"]
     assert (names.names, names.dataset) == (classes, "kinetics400")
 

@@ -354,15 +354,15 @@ class TestMaps:
         first, second = model.forward_with_maps(clip)[1].values()
         stages = model.forward_stages(clip)
         frames = stages[-1].shape[1]
-        assert first.gaze.shape[1] == second.gaze.shape[1] == 4
-        assert set(first.gaze.unique().tolist()) == {0.0, 1.0}
-        whole = first.gaze.flatten(2)
+        assert first.kept.shape[1] == second.kept.shape[1] == 4
+        assert set(first.kept.unique().tolist()) == {0.0, 1.0}
+        whole = first.kept.flatten(2)
         assert (whole.amin(2) == whole.amax(2)).all(), "frames are kept whole"
         assert (whole.amax(2).sum(1) == frames).all()
         # The best frames of the profile are those that are left.
         best = first.profiles["score"].topk(frames).indices
         assert (whole.amax(2).gather(1, best) == 1).all()
-        windows = second.gaze.sum((2, 3))
+        windows = second.kept.sum((2, 3))
         assert ((windows > 0) == (whole.amax(2) > 0)).all(), (
             "windows lie in the frames that are left"
         )
@@ -372,12 +372,12 @@ class TestMaps:
         """4 of 8 columns, then 2 of 4 of those at half the resolution: a quarter of the picture."""
         model = with_token_selection(backbone("swin"), selection({}, {0: 0.25, 1: 0.25}))
         first, second = model.forward_with_maps(clips())[1].values()
-        assert first.gaze.shape == (2, 4, 8, 8)
-        assert (first.gaze.sum((2, 3)) == 16).all()
-        assert second.gaze.shape == (2, 4, 4, 4)
-        assert (second.gaze.sum((2, 3)) == 1).all()
-        coarse = nn.functional.max_pool2d(first.gaze, 2)
-        assert (second.gaze <= coarse).all()
+        assert first.kept.shape == (2, 4, 8, 8)
+        assert (first.kept.sum((2, 3)) == 16).all()
+        assert second.kept.shape == (2, 4, 4, 4)
+        assert (second.kept.sum((2, 3)) == 1).all()
+        coarse = nn.functional.max_pool2d(first.kept, 2)
+        assert (second.kept <= coarse).all()
 
 
 class TestRefusals:

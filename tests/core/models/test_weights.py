@@ -12,14 +12,14 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import save_file
-from torchvision.models import get_model_weights, swin_t, swin_v2_t
+from torchvision.models import get_weight, swin_t, swin_v2_t
 from torchvision.models.swin_transformer import PatchMerging
 from torchvision.models.video import swin3d_t
 
 from ogreg_core.errors import CheckpointError, UsageError
 from ogreg_core.models.ogreg import build_ogreg
 from ogreg_core.models.weights import (
-    TORCHVISION_SWIN,
+    PRETRAINED,
     initialise,
     load_state_file,
     load_torchvision,
@@ -335,11 +335,11 @@ class TestTorchvisionNames:
         with pytest.raises(UsageError, match="no starting weights"):
             load_torchvision("swin_z")
 
-    @pytest.mark.parametrize("name", TORCHVISION_SWIN)
+    @pytest.mark.parametrize("name", PRETRAINED)
     def test_without_network_the_error_says_what_to_fetch_and_where_to_put_it(
         self, name, requests, tmp_path
     ):
-        url = get_model_weights(name).DEFAULT.url
+        url = get_weight(PRETRAINED[name]).url
         with pytest.raises(CheckpointError, match="nor reachable") as caught:
             load_torchvision(name)
         assert requests == [url]
