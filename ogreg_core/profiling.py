@@ -13,12 +13,14 @@ import sys
 import time
 import warnings
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from ogreg_core.progress import Progress, ProgressCallback, ignore_progress
 
 __all__ = [
     "FlopReport",
@@ -26,6 +28,7 @@ __all__ = [
     "count_multiply_adds",
     "count_parameters",
     "measure",
+    "measure_in_turn",
     "peak_memory_mb",
 ]
 
@@ -125,19 +128,37 @@ def measure(
     function: Callable[[], Any], device: torch.device, repeats: int = 10, warmup: int = 2
 ) -> Timing:
     """Time ``function``; on CUDA each call is waited for."""
-    times = []
-    for number in range(warmup + repeats):
+    return measure_in_turn({"": function}, device, repeats, warmup)[""]
+
+
+def measure_in_turn(
+    functions: Mapping[str, Callable[[], Any]],
+    device: torch.device,
+    repeats: int = 10,
+    warmup: int = 2,
+    on_progress: ProgressCallback = ignore_progress,
+) -> dict[str, Timing]:
+    """Time several functions in rounds, so that whatever else the machine does meets all of them."""
+    times: dict[str, list[float]] = {name: [] for name in functions}
+    total = (warmup + repeats) * len(functions)
+    for number in range(total):
+        name, function = list(functions.items())[number % len(functions)]
         started = time.perf_counter()
         function()
         if device.type == "cuda":
             torch.cuda.synchronize(device)
-        if number >= warmup:
-            times.append(1000 * (time.perf_counter() - started))
-    times.sort()
+        if number >= warmup * len(functions):
+            times[name].append(1000 * (time.perf_counter() - started))
+        on_progress(Progress("time", number + 1, total))
+    return {name: _timing(taken, warmup) for name, taken in times.items()}
+
+
+def _timing(times: list[float], warmup: int) -> Timing:
+    times = sorted(times)
     return Timing(
         median_ms=statistics.median(times),
         p90_ms=times[min(math.ceil(0.9 * len(times)), len(times)) - 1],
-        repeats=repeats,
+        repeats=len(times),
         warmup=warmup,
     )
 

@@ -3,7 +3,7 @@
 Paper: "Video-FocalNets: Spatio-Temporal Focal Modulation for Video Action Recognition" (Wasim et al.,
 ICCV 2023), arXiv 2307.06947. Upstream: github.com/TalalWasim/Video-FocalNets at 39eba99; image model:
 github.com/microsoft/FocalNet. Written from the equations, not from their code; same outputs
-(tests/benchmarks/parity_video_focalnet.py).
+(tests/benchmarks/parity.py).
 
 A block has no attention. Each token's query is multiplied by two modulators of its own position: one
 gathers context in its frame (depthwise convolutions of growing kernel, each level gated, and the

@@ -2,7 +2,7 @@
 
 Paper: arXiv 2106.05968 (Bulat et al., NeurIPS 2021). Code of the authors:
 https://github.com/1adrianb/video-transformers, commit 82ca176; this file is written from its
-description and reproduces its outputs (``tests/benchmarks/parity_xvit.py``).
+description and reproduces its outputs (``tests/benchmarks/parity.py``).
 
 A Vision Transformer runs over every frame. Before the attention product some channels of the keys
 and values are exchanged with those of neighbouring frames, which costs nothing; the class tokens of

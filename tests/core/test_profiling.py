@@ -6,7 +6,13 @@ from torch import nn
 
 from ogreg_core.models.layers import attend
 from ogreg_core.models.registry import create_model
-from ogreg_core.profiling import count_multiply_adds, count_parameters, measure, peak_memory_mb
+from ogreg_core.profiling import (
+    count_multiply_adds,
+    count_parameters,
+    measure,
+    measure_in_turn,
+    peak_memory_mb,
+)
 
 
 class Fused(nn.Module):
@@ -59,6 +65,20 @@ def test_training_mode_is_restored_and_parameters_counted():
     count_multiply_adds(model, torch.randn(1, 4, 16))
     assert model.training
     assert count_parameters(model) == 16 * 48 + 48
+
+
+def test_functions_are_timed_in_turn():
+    calls, seen = [], []
+    functions = {name: (lambda name=name: calls.append(name)) for name in "ab"}
+    found = measure_in_turn(
+        functions, torch.device("cpu"), 3, 1, lambda event: seen.append(event.done)
+    )
+    assert "".join(calls) == "abababab"
+    assert seen == list(range(1, 9))
+    assert [(name, timing.repeats, timing.warmup) for name, timing in found.items()] == [
+        ("a", 3, 1),
+        ("b", 3, 1),
+    ]
 
 
 def test_timing_and_memory():

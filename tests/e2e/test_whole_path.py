@@ -221,6 +221,15 @@ def test_look_and_profile(run, demo_root, ogreg, tmp_path):
     assert document["params"] == 1_770_256 + 0
     assert document["uncounted_operators"] == {}
     assert document["gmacs_per_view"] > 0.01
+    done = ogreg(
+        *("profile", "--compare", "ogreg-n,r2plus1d-18", "--frames", "4", "--size", "32"),
+        *("--repeats", "1", "--json"),
+    )
+    assert done.returncode == 0, done.stderr
+    first, second = json.loads(done.stdout)["models"]
+    assert (first["model"], second["model"]) == ("ogreg-n", "r2plus1d-18")
+    assert first["latency_ratio"] == 1
+    assert second["latency_ratio"] == second["latency_ms_p50"] / first["latency_ms_p50"]
 
 
 @pytest.mark.slow
