@@ -12,7 +12,13 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from ogreg_core.data.rand_augment import parse_rand_augment
 from ogreg_core.errors import UsageError
-from ogreg_core.models.registry import check_options, check_places, find_model
+from ogreg_core.models.registry import (
+    GTA_OPTIONS,
+    check_options,
+    check_places,
+    check_values,
+    find_model,
+)
 
 __all__ = [
     "AugmentTable",
@@ -179,6 +185,25 @@ class TokenSelectionTable(Table):
         return bool(self.time or self.space)
 
 
+class GTATable(Table):
+    """Global temporal attention as a module in another model; no stages, no modules."""
+
+    stages: list[Positive] = Field([], description="after which stages one stands, from 1")
+    options: dict[str, Any] = Field(
+        {}, description="as those of gta-r50-8f but placement, e.g. regions = 0"
+    )
+
+    @model_validator(mode="after")
+    def _exists(self) -> GTATable:
+        try:
+            check_values("gta", GTA_OPTIONS, self.options)
+        except UsageError as error:
+            raise ValueError(f"{error.what}; {error.why}") from None
+        if not self.stages:
+            _refuse_idle(self, ("options",), "without stages")
+        return self
+
+
 class ModelTable(Table):
     """Which network."""
 
@@ -187,6 +212,7 @@ class ModelTable(Table):
     dropout: Rate = Field(0.0, description="before the classifier")
     options: dict[str, Any] = Field({}, description='architecture choices, e.g. stem = "patch"')
     token_selection: TokenSelectionTable = TokenSelectionTable()
+    gta: GTATable = GTATable()
 
     @model_validator(mode="after")
     def _exists(self) -> ModelTable:
@@ -195,15 +221,23 @@ class ModelTable(Table):
             check_options(self.name, self.options)
             if self.token_selection:
                 check_places(self.name)
+                if self.gta.stages:
+                    raise UsageError(
+                        "gta and token_selection do not go together",
+                        why="a temporal matrix needs all frames in their places",
+                    )
         except UsageError as error:
             raise ValueError(f"{error.what}; {error.why}") from None
         return self
 
     def architecture(self) -> dict[str, Any]:
         """Keyword arguments of :func:`ogreg_core.models.registry.create_model`."""
-        if not self.token_selection:
-            return dict(self.options)
-        return {**self.options, "token_selection": self.token_selection.model_dump()}
+        arguments = dict(self.options)
+        if self.token_selection:
+            arguments["token_selection"] = self.token_selection.model_dump()
+        if self.gta.stages:
+            arguments["gta"] = self.gta.model_dump()
+        return arguments
 
 
 class InitTable(Table):

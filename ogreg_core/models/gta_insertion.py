@@ -22,9 +22,24 @@ from ogreg_core.models.gta import (
 )
 from ogreg_core.models.protocol import BlockMaps
 
-__all__ = ["insert_gta"]
+__all__ = ["add_gta", "insert_gta"]
 
 Layout = Literal["last", "first"]
+
+
+def add_gta(
+    model: nn.Module, fields: Mapping[str, Any], frames: int, size: int, drop_path: float
+) -> None:
+    """:func:`insert_gta` by plain values, as recipes and checkpoints hold them.
+
+    Args:
+        model, frames, size, drop_path: see there.
+        fields: ``stages``, and ``options``, fields of :class:`ogreg_core.models.gta.GTAConfig`.
+    """
+    config = GTAConfig(**fields["options"])
+    insert_gta(
+        model, fields["stages"], frames=frames, size=size, config=config, drop_path=drop_path
+    )
 
 
 def insert_gta(

@@ -17,10 +17,12 @@ if TYPE_CHECKING:
     from torch import nn
 
 __all__ = [
+    "GTA_OPTIONS",
     "MODELS",
     "ModelEntry",
     "check_options",
     "check_places",
+    "check_values",
     "create_model",
     "find_model",
     "named_function",
@@ -115,6 +117,19 @@ def _video_focalnet(variant: str, params_m: float, gmacs: float) -> ModelEntry:
     )
 
 
+GTA_OPTIONS: dict[str, Allowed] = {
+    "attention": ("frame", "joint"),
+    "temporal": ("global", "instance", "none"),
+    "heads": int,
+    "mixing": ("cross", "plain"),
+    "matrix": ("raw", "softmax"),
+    "bias": ("none", "frame"),
+    "regions": int,
+    "assignment": ("pixels", "regions"),
+    "distribution": ("same", "separate"),
+    "fusion": ("sum", "concat", "serial"),
+    "reduction": int,
+}
 _WHERE = ("none", "first-half", "second-half", "odd", "all")
 
 
@@ -150,20 +165,7 @@ def _gta(frames: int, params_m: float, gmacs: float) -> ModelEntry:
     return ModelEntry(
         factory="ogreg_core.models.gta:build_gta",
         arguments={"variant": "r50"},
-        options={
-            "placement": ("nl5", "res4"),
-            "attention": ("frame", "joint"),
-            "temporal": ("global", "instance", "none"),
-            "heads": int,
-            "mixing": ("cross", "plain"),
-            "matrix": ("raw", "softmax"),
-            "bias": ("none", "frame"),
-            "regions": int,
-            "assignment": ("pixels", "regions"),
-            "distribution": ("same", "separate"),
-            "fusion": ("sum", "concat", "serial"),
-            "reduction": int,
-        },
+        options={"placement": ("nl5", "res4"), **GTA_OPTIONS},
         frames=frames,
         size=224,
         params_m=params_m,
@@ -301,12 +303,16 @@ def check_options(name: str, options: Mapping[str, Any]) -> None:
     Raises:
         UsageError: names the nearest option, or the values that would do.
     """
-    known = find_model(name).options
+    check_values(f"model {name}", find_model(name).options, options)
+
+
+def check_values(owner: str, known: Mapping[str, Allowed], options: Mapping[str, Any]) -> None:
+    """:func:`check_options` for what ``owner`` is called and knows."""
     for option, value in options.items():
         if option not in known:
             hint = nearest(option, known)
             raise UsageError(
-                f"model {name} has no option {option!r}", why=hint or f"options: {', '.join(known)}"
+                f"{owner} has no option {option!r}", why=hint or f"options: {', '.join(known)}"
             )
         allowed = known[option]
         if isinstance(allowed, tuple):
@@ -338,6 +344,7 @@ def create_model(
     drop_path: float = 0.0,
     dropout: float = 0.0,
     token_selection: Mapping[str, Any] | None = None,
+    gta: Mapping[str, Any] | None = None,
     **options: Any,
 ) -> nn.Module:
     """Build a model with freshly initialised weights.
@@ -350,6 +357,8 @@ def create_model(
         dropout: before the head.
         token_selection: fields of :class:`ogreg_core.models.stts.Selection`, with ``time`` and
             ``space`` as lists of ``before`` and ``ratio``; None keeps all tokens.
+        gta: global temporal attention after some ``stages``, with ``options`` as in
+            :class:`ogreg_core.models.gta.GTAConfig`; it fixes the number of frames. None adds none.
         options: architecture choices, see the model's file.
 
     Raises:
@@ -366,6 +375,10 @@ def create_model(
         **entry.arguments,
         **options,
     )
+    if gta is not None:
+        named_function("ogreg_core.models.gta_insertion:add_gta")(
+            model, gta, **shape, drop_path=drop_path
+        )
     if token_selection is None:
         return model
     check_places(name)

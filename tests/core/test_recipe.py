@@ -255,3 +255,39 @@ def test_training_keys_that_make_no_sense_are_refused(override, words):
     with pytest.raises(UsageError) as caught:
         load_recipe("demo", [override])
     assert words in caught.value.why
+
+
+KEEP_HALF = "model.token_selection.time=[{before=1, ratio=0.5}]"
+
+
+def test_token_selection_becomes_arguments_of_the_model():
+    recipe = load_recipe("demo", [KEEP_HALF, "model.token_selection.sigma=0.2"]).recipe
+    arguments = recipe.model.architecture()
+    assert arguments.pop("token_selection") == {
+        "time": [{"before": 1, "ratio": 0.5}],
+        "space": [],
+        "sigma": 0.2,
+        "samples": 500,
+        "gradient": "unbiased",
+    }
+    assert arguments == load_recipe("demo").recipe.model.architecture()
+    assert Recipe.model_validate(tomllib.loads(recipe.to_toml())) == recipe
+    assert recipe.experiment_sha256 != load_recipe("demo").recipe.experiment_sha256
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["model.token_selection.sigma=0.2"], "has no effect without time or space"),
+        (["model.token_selection.time=[{before=1, ratio=1.5}]"], "less than or equal to 1"),
+        (["model.token_selection.time=[{before=1, keep=0.5}]"], "keep"),
+        (["model.name=mvit-v2-s", "model.options={}", KEEP_HALF], "no place for token_selection"),
+        (["model.gta.stages=[2]", KEEP_HALF], "do not go together"),
+        (["model.gta.options={regions=0}"], "has no effect without stages"),
+        (["model.gta.stages=[2]", "model.gta.options={region=0}"], "did you mean 'regions'"),
+        (["model.gta.stages=[2]", "model.gta.options={heads=-1}"], "not negative"),
+        (["model.gta.stages=[0]"], "greater than 0"),
+    ],
+)
+def test_extensions_of_a_model_that_make_no_sense_are_refused(overrides, words):
+    assert words in problems(*overrides)

@@ -13,6 +13,7 @@ from ogreg_core.models.gta import GTAConfig
 from ogreg_core.models.gta_insertion import insert_gta
 from ogreg_core.models.ogreg import build_ogreg
 from ogreg_core.models.protocol import BlockMaps, VideoModel
+from ogreg_core.models.registry import create_model
 from ogreg_core.models.weights import initialise
 from ogreg_core.training.memory import checkpoint_activations
 from ogreg_core.training.optim import OptimSettings, parameter_groups
@@ -202,3 +203,19 @@ def test_stages_that_are_not_there_or_taken_are_refused():
         assert "1 to 4" in caught.value.why
     with pytest.raises(UsageError, match="already"):
         insert_gta(inserted(stages=[3]), [3], frames=8, size=64)
+
+
+def test_recipes_and_checkpoints_name_it():
+    chosen = {"stages": [1, 3], "options": {"regions": 0, "heads": 4}}
+    torch.manual_seed(0)
+    model = create_model("ogreg-n", 5, frames=8, size=64, gta=chosen).eval()
+    torch.manual_seed(0)
+    bare = create_model("ogreg-n", 5).eval()
+    new = model.state_dict().keys() - bare.state_dict().keys()
+    assert {name.split(".gta.")[0] for name in new} == {"stages.0.0", "stages.2.2"}
+    clip = torch.randn(1, 3, 8, 64, 64)
+    with torch.no_grad():
+        # Until the modules have learnt, they change nothing.
+        assert torch.equal(model(clip), bare(clip))
+        with pytest.raises(UsageError, match="frames"):
+            model(clip[:, :, :4])
