@@ -9,6 +9,10 @@ from collections.abc import Callable, Iterator
 from fractions import Fraction
 from pathlib import Path
 
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # Two workers, and what they start, share two cores. Read by torch when it is imported.
+    os.environ["OMP_NUM_THREADS"] = "1"
+
 import av
 import numpy as np
 import pytest
