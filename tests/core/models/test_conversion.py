@@ -13,19 +13,21 @@ from ogreg_core.checkpoint import CheckpointInfo, load_model
 from ogreg_core.data.sampling import ClipSampling
 from ogreg_core.datasets.locations import remember
 from ogreg_core.errors import CheckpointError, DataError, UsageError
-from ogreg_core.models import conversion
+from ogreg_core.models import conversion, xvit
 from ogreg_core.models.conversion import (
     compare,
     convert,
     find_class_names,
     nearest_model,
     read_foreign,
+    settings_in,
 )
 from ogreg_core.models.registry import MODELS, ModelEntry, create_model
 from ogreg_core.models.weights import map_names
 from tests.tiny import tiny_checkpoint
 
 TORCHVISION = "ogreg_core.models.torchvision_models"
+XVIT = MODELS["xvit-b16"]
 
 
 def entry(variant, **changes):
@@ -264,3 +266,31 @@ def test_class_names(tmp_path, demo_root):
     kinetics = find_class_names("kinetics400")
     assert len(kinetics.names) == 400
     assert kinetics.names[:2] == ["abseiling", "air drumming"]
+
+
+def test_a_checkpoint_tells_its_own_settings(monkeypatch, tmp_path):
+    """Rows of the temporal table by its shape, segment and shift divisor by the text beside it."""
+    small = xvit.XViTConfig(dim=32, depth=2, heads=2, patch=16)
+    monkeypatch.setitem(xvit.VARIANTS, "b16", small)
+    monkeypatch.setitem(conversion.MODELS, "xvit-b16", XVIT)
+    told = {"segment": 4, "shift_divisor": 4, "time_rows": 16, "aggregation": "average"}
+    model = create_model("xvit-b16", 3, table_size=32, **told).eval()
+    file = tmp_path / "foreign.pth"
+    text = "XVIT:\n  NUM_SEGMENTS: 4\n  SHIFT_DIV: 4\n"
+    torch.save({"epoch": 3, "model_state": model.state_dict(), "cfg": text}, file)
+    state, names, configuration = read_foreign(str(file))
+    assert names is None
+    found = settings_in("xvit-b16", state, configuration)
+    assert found == {**told, "table_size": 32}
+    assert settings_in("ogreg-n", state, configuration) == {}
+    done = info("xvit-b16", "abc", **found)
+    convert(state, done, tmp_path / "x.safetensors", source=str(file))
+    again, _ = load_model(tmp_path / "x.safetensors")
+    clip = torch.randn(1, 3, 8, 32, 32)
+    with torch.no_grad():
+        assert torch.equal(again(clip), model(clip))
+
+
+def test_settings_of_another_models_weights_are_none(monkeypatch):
+    monkeypatch.setitem(conversion.MODELS, "xvit-b16", XVIT)
+    assert settings_in("xvit-b16", {"stem.proj.weight": torch.zeros(4, 3, 2, 2)}) == {}
