@@ -280,7 +280,8 @@ def _plot_profiles(  # type: ignore[no-untyped-def]
         axes.tick_params(labelsize=8)
         if ends[1] > ends[0]:
             axes.set_xlim(*ends)
-        axes.set_ylim(bottom=0)
+        if axes.dataLim.ymin >= 0:  # Gates of Video-FocalNet have a sign.
+            axes.set_ylim(bottom=0)
     axes.set_xlabel("seconds", fontsize=9)
     handles, names = axes.get_legend_handles_labels()
     # Below the curves, where it hides none of them.

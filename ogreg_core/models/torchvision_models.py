@@ -566,9 +566,11 @@ def build_torchvision(
     if mvit:
         return MViT(variant, num_classes, drop_path, dropout, frames or 16, size or 224)
     if drop_path:
-        raise _has_no(variant, "drop_path")
+        raise _has_no(variant, "drop_path", fix="model.drop_path=0.0")
     return {"r2plus1d_18": R2Plus1D, "s3d": S3D}[variant](num_classes, dropout)
 
 
-def _has_no(variant: str, what: str) -> UsageError:
-    return UsageError(f"{variant} has no {what}", why="its architecture knows no such thing")
+def _has_no(variant: str, what: str, fix: str = "") -> UsageError:
+    return UsageError(
+        f"{variant} has no {what}", why="its architecture knows no such thing", fix=fix
+    )

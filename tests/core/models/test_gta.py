@@ -549,19 +549,18 @@ class TestMaps:
 
 @pytest.mark.slow
 class TestCosts:
-    @pytest.mark.parametrize(("frames", "gmacs"), [(8, 32.88), (16, 65.75)])
-    def test_backbone_costs_what_a_resnet50_costs(self, frames, gmacs):
+    def test_backbone_costs_what_a_resnet50_costs(self):
         """mmaction2's TSM-R50, whose shift costs nothing: 23.87 M with 174 classes."""
-        model = build_gta("r50", 400, frames=frames, placement="res4")
+        model = build_gta("r50", 400, frames=8, placement="res4")
         modules = sum(count_parameters(module) for module in model.gta)
         head = count_parameters(model.head)
         assert (count_parameters(model) - modules - head + 2049 * 174) / 1e6 == pytest.approx(
             23.87, rel=0.005
         )
-        flops = count_multiply_adds(model, torch.zeros(1, 3, frames, 224, 224))
+        flops = count_multiply_adds(model, torch.zeros(1, 3, 8, 224, 224))
         backbone = flops.total - flops.by_module["gta"]
-        assert backbone / 1e9 == pytest.approx(gmacs, rel=0.005)
-        assert set(flops.uncounted) <= {"aten::max_pool2d"}
+        assert backbone / 1e9 == pytest.approx(32.88, rel=0.005)
+        assert not flops.uncounted
 
     @pytest.mark.parametrize(
         ("channels", "size", "frames", "heads", "gmacs"),
