@@ -69,7 +69,11 @@ def launch(processes: int) -> int:
     try:
         elastic_launch(config, sys.executable)("-m", "ogreg_cli", *sys.argv[1:])
     except ChildFailedError as error:
-        rank, first = min(error.failures.items(), key=lambda item: item[1].timestamp)
+        # gloo aborts where another process leaves; that process knows why.
+        rank, first = min(
+            error.failures.items(),
+            key=lambda item: (item[1].exitcode == -signal.SIGABRT, item[1].timestamp),
+        )
         if first.exitcode >= 0:
             return first.exitcode
         name = signal.Signals(-first.exitcode).name
