@@ -149,7 +149,12 @@ def _start(loaded: LoadedRecipe, out: Path | None, where: Where) -> None:
     loading()
     from ogreg_core.distributed import join
     from ogreg_core.runs import RunFolder
-    from ogreg_core.training.assemble import describe_run, load_splits, order_of
+    from ogreg_core.training.assemble import (
+        check_model,
+        describe_run,
+        load_splits,
+        order_of,
+    )
 
     with join(where.device) as (world, device):
         before = world.on_main(lambda: world.recall("run"))
@@ -165,6 +170,7 @@ def _start(loaded: LoadedRecipe, out: Path | None, where: Where) -> None:
         world.on_main(prepare)
         splits = load_splits(loaded.recipe)
         order_of(loaded.recipe, len(splits.train.rows), world)
+        check_model(loaded.recipe, len(splits.train.labels))
 
         def create() -> RunFolder:
             run = RunFolder.create("train", loaded.name, out)

@@ -145,7 +145,9 @@ def look(predictor: Predictor, path: str | Path, blocks: Sequence[str] = ()) -> 
 
 def meanings_of(info: CheckpointInfo, result: GazeResult) -> dict[str, str]:
     """What each map of a result shows, in words."""
-    words = {**find_model(info.model).maps, "kept": "what token selection leaves"}
+    # Global temporal attention brings a glance to models that have none.
+    words = {"glance": "attention received", "kept": "what token selection leaves"}
+    words |= find_model(info.model).maps
     return {kind: words[kind] for kind in result.maps}
 
 

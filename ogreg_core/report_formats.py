@@ -215,6 +215,12 @@ def _gmacs(row: Row) -> float | None:
 
 
 def _option(value: Any) -> str:
+    if isinstance(value, dict):
+        # What selects tokens or adds modules; how it learnt is not part of the architecture.
+        places = {key: part for key, part in value.items() if isinstance(part, list) and part}
+        return " ".join(f"{key} {_option(part)}" for key, part in places.items())
+    if isinstance(value, list) and all(isinstance(item, dict) for item in value):
+        return ", ".join(":".join(f"{figure:g}" for figure in item.values()) for item in value)
     return "-".join(str(item) for item in value) if isinstance(value, list) else str(value)
 
 

@@ -214,7 +214,7 @@ def _swin3d(variant: str, params_m: float, gmacs: float, *weights: str) -> Model
         gmacs,
         "arXiv 2106.13230",
         *weights,
-        options={"window": ("8", "16")},
+        options={"window": (8, 16)},
         places="stage",
         maps={"glance": "attention received"},
     )

@@ -295,7 +295,7 @@ class SelectingMViT(TokenSelecting):
                 f"a clip of {'x'.join(str(n) for n in clip.shape[2:])} does not fit",
                 why=f"its {'x'.join(str(n) for n in patches.shape[2:])} patches are not the "
                 f"{'x'.join(map(str, grid))} that the position tables are made for",
-                fix="build the model for these clips (data.frames, data.size)",
+                fix="build the model for clips of that shape",
             )
         x = self.pos_encoding(rearrange(patches, "b c t h w -> b (t h w) c"))
         return _split(x, grid)

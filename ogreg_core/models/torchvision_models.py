@@ -235,7 +235,7 @@ class MViT(nn.Module):
             raise UsageError(
                 f"{variant} cannot be built for {frames}x{size}x{size}",
                 why="its patches are 2 frames deep and 4 pixels wide",
-                fix="data.frames=16 data.size=224",
+                fix="an even number of frames, and a size that 4 divides",
             )
         second = variant == "mvit_v2_s"
         body = TorchvisionMViT(
@@ -265,7 +265,7 @@ class MViT(nn.Module):
             raise UsageError(
                 f"a clip of {given} does not fit",
                 why=f"the position tables are made for {'x'.join(map(str, self.input))}",
-                fix="build the model for these clips (data.frames, data.size)",
+                fix="build the model for clips of that shape",
             )
         x = self.pos_encoding(rearrange(self.conv_proj(clip), "b c t h w -> b (t h w) c"))
         grid = (self.pos_encoding.temporal_size, *self.pos_encoding.spatial_size)
@@ -444,7 +444,7 @@ class S3D(_ConvNet):
             raise UsageError(
                 f"S3D cannot take a clip of {clip.shape[2]} frames",
                 why=f"its poolings leave nothing of less than {_S3D_FRAMES}",
-                fix="data.frames=16",
+                fix=f"{_S3D_FRAMES} frames or more",
             )
 
     def classify(self, x: Tensor) -> Tensor:
@@ -540,7 +540,7 @@ def build_torchvision(
     dropout: float = 0.0,
     frames: int | None = None,
     size: int | None = None,
-    window: str = "8",
+    window: int = 8,
 ) -> nn.Module:
     """Build a model by torchvision's name.
 
@@ -557,12 +557,12 @@ def build_torchvision(
         UsageError: no such variant, or an argument that it does not have.
     """
     mvit, swin = variant.startswith("mvit_"), variant in _SWIN
-    if not swin and window != "8":
+    if not swin and window != 8:
         raise _has_no(variant, "window")
     if not mvit and (frames or size):
         raise _has_no(variant, "frames or size of its own")
     if swin:
-        return VideoSwin(variant, num_classes, drop_path, dropout, int(window))
+        return VideoSwin(variant, num_classes, drop_path, dropout, window)
     if mvit:
         return MViT(variant, num_classes, drop_path, dropout, frames or 16, size or 224)
     if drop_path:

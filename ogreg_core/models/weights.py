@@ -55,6 +55,7 @@ class LoadReport:
         mismatched: names present on both sides with different shapes, left at their initialisation.
         other_classes: parameters of the classifier present on both sides, left at their
             initialisation because class names differ or are not known.
+        other_settings: options that the source was trained with and the model was not built with.
     """
 
     source: str
@@ -64,6 +65,7 @@ class LoadReport:
     unexpected: list[str] = field(default_factory=list)
     mismatched: list[str] = field(default_factory=list)
     other_classes: list[str] = field(default_factory=list)
+    other_settings: list[str] = field(default_factory=list)
 
     def as_dict(self) -> dict[str, Any]:
         """The source, how many names each list has, and the lists: ready for JSON."""
@@ -81,6 +83,8 @@ class LoadReport:
         parts.append(f"left at initialisation: {', '.join(left) or 'none'}")
         if self.unexpected:
             parts.append(f"not used: {', '.join(_grouped(self.unexpected, self.unexpected))}")
+        if self.other_settings:
+            parts.append(f"trained with other options: {', '.join(self.other_settings)}")
         return f"weights from {self.source}: {'; '.join(parts)}"
 
 

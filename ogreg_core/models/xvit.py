@@ -517,10 +517,12 @@ def map_xvit(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Our names for the weights of the authors' X-ViT, of timm's ``vit_*`` and torchvision's ``vit_*``.
 
     ``new_fc`` is the classifier of the average head; beside a temporal attention it is never used and
-    keeps its foreign name, as does the ``pre_logits`` layer of ImageNet-21k models. Names of ours stay.
+    left out. The ``pre_logits`` layer of ImageNet-21k models keeps its foreign name. Names of ours stay.
     """
     names = list(_NAMES)
-    if not any(name.startswith("consensus.") for name in state):
+    if any(name.startswith("consensus.") for name in state):
+        state = {name: value for name, value in state.items() if not name.startswith("new_fc.")}
+    else:
         names.append((r"^new_fc\.", "head."))
     return {rename(name, names): tensor for name, tensor in state.items()}
 

@@ -31,14 +31,16 @@ from ogreg_core.errors import (
 )
 from ogreg_core.evaluation import compute_metrics, resolve_precision, score_dataset
 from ogreg_core.files import write_text_atomic
+from ogreg_core.models.conversion import settings_in
 from ogreg_core.models.registry import create_model, find_model
+from ogreg_core.models.stts import keep_count
 from ogreg_core.models.weights import (
     PRETRAINED,
     LoadReport,
     initialise,
-    load_state_file,
     load_torchvision,
     map_names,
+    read_state_file,
 )
 from ogreg_core.profiling import peak_memory_mb
 from ogreg_core.progress import Note, Progress, ProgressCallback
@@ -57,6 +59,7 @@ __all__ = [
     "augmentation_of",
     "build_model",
     "build_trainer",
+    "check_model",
     "describe_run",
     "identity_of",
     "load_splits",
@@ -139,6 +142,16 @@ def model_of(recipe: Recipe, classes: int) -> nn.Module:
     )
 
 
+def check_model(recipe: Recipe, classes: int) -> None:
+    """Refuse choices that do not go together, before anything is written; takes no memory.
+
+    Raises:
+        UsageError: the architecture cannot be built.
+    """
+    with torch.device("meta"):
+        model_of(recipe, classes)
+
+
 def build_model(recipe: Recipe, labels: tuple[str, ...]) -> tuple[nn.Module, LoadReport | None]:
     """The recipe's model with its starting weights.
 
@@ -153,13 +166,20 @@ def build_model(recipe: Recipe, labels: tuple[str, ...]) -> tuple[nn.Module, Loa
     source_labels: list[str] | None = None
     if source in PRETRAINED:
         state, source_labels = load_torchvision(source)
+        told = {}
     else:
         file = find_checkpoint(source)
-        state = load_state_file(file)
+        state, configuration = read_state_file(file)
         source_labels = _labels_of(file)
+        told = settings_in(recipe.model.name, state, configuration)
     if source_labels is None or source in PRETRAINED:
         state = map_names(recipe.model.name, state)
     report = initialise(model, state, source, classes=labels, source_classes=source_labels)
+    # Such settings leave no trace in the shapes, or one that only shows as another shape.
+    built = {key: getattr(getattr(model, "config", None), key, None) for key in told}
+    report.other_settings.extend(
+        f"{key} {value}, not {built[key]}" for key, value in told.items() if value != built[key]
+    )
     return model, report
 
 
@@ -319,6 +339,14 @@ def step_of(
     return TrainStep(model, optimizer, schedule, settings, world)
 
 
+def _token_frames(recipe: Recipe) -> int:
+    """Token frames in the last stage; the stems make one of two frames."""
+    left = -(-recipe.data.frames // 2)
+    for keep in sorted(recipe.model.token_selection.time, key=lambda keep: keep.before):
+        left = keep_count(left, keep.ratio)
+    return left
+
+
 def _step_settings(
     recipe: Recipe, videos: int, steps_per_epoch: int, precision: str
 ) -> StepSettings:
@@ -337,8 +365,7 @@ def _step_settings(
         checkpoint_stages=table.checkpoint_stages,
         channels_last=table.channels_last,
         compile=table.compile,
-        # The stems make one token frame of two frames.
-        still=recipe.data.frames <= 2,
+        still=_token_frames(recipe) <= 1,
     )
 
 

@@ -117,9 +117,10 @@ class TrainStep:
         self.memory_format = (
             torch.channels_last_3d if settings.channels_last else torch.contiguous_format
         )
-        checkpoint_activations(model, settings.checkpoint_stages)
         if world.size > 1:
             model = synchronise_batch_norm(model, self.device)
+        # Behind it, as it has to know the norms that are used.
+        checkpoint_activations(model, settings.checkpoint_stages)
         if settings.channels_last:
             model = model.to(memory_format=torch.channels_last_3d)
         self.model = model

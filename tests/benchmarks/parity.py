@@ -180,9 +180,7 @@ def xvit_model(state: dict[str, Tensor], info: dict[str, Any]) -> XViT:
         **settings_of(state, cfg),
     )
     model = XViT(config, len(own["head.bias"])).eval()
-    # The authors' linear layer that is never used.
-    used = {name: value for name, value in own.items() if not name.startswith("new_fc.")}
-    model.load_state_dict(used)
+    model.load_state_dict(own)
     return model
 
 

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import av
 import numpy as np
 import pytest
@@ -9,7 +11,14 @@ from PIL import Image
 from ogreg_core.checkpoint import CheckpointInfo
 from ogreg_core.data.sampling import ClipSampling
 from ogreg_core.errors import UsageError
-from ogreg_core.gaze import look, overlay, save_overlay_video, save_sheet, select_blocks
+from ogreg_core.gaze import (
+    look,
+    meanings_of,
+    overlay,
+    save_overlay_video,
+    save_sheet,
+    select_blocks,
+)
 from ogreg_core.inference import Predictor
 from ogreg_core.models.registry import create_model
 from ogreg_core.video import write_video
@@ -103,3 +112,14 @@ def test_single_frame_video(predictor, tmp_path):
     found = look(predictor, tmp_path / "one.mp4")
     save_sheet(found, tmp_path / "one.png", "one")
     assert found.still
+
+
+def test_every_kind_of_map_has_a_meaning(predictor, tmp_path):
+    """Global temporal attention gives a glance to models without one, token selection what is kept."""
+    found = look(predictor, square_clip(tmp_path))
+    maps = dict.fromkeys(("gaze", "glance", "kept"), found.maps["gaze"])
+    info = replace(predictor.info, model="r2plus1d-18")
+    meanings = meanings_of(info, replace(found, maps=maps))
+    assert meanings["gaze"] == "strength of the features"
+    assert meanings["glance"] == "attention received"
+    assert "selection" in meanings["kept"]

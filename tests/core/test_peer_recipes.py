@@ -91,7 +91,7 @@ class Peer(NamedTuple):
 
 RAND7 = "rand-m7-n4-mstd0.5-inc1"
 STORED, RESIZED = [0, 0], [256, 256]
-WINDOW_16 = {"window": "16"}
+WINDOW_16 = {"window": 16}
 HALVES = {"segment": 8, "shift_divisor": 8, "time_rows": 8}
 WHOLE = {"segment": 16, "shift_divisor": 4, "time_rows": 8}
 

@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from ogreg_core import report as report_module
+from ogreg_core import report_formats
 from ogreg_core.checkpoint import CheckpointInfo, save_checkpoint
 from ogreg_core.data.sampling import ClipSampling
 from ogreg_core.errors import DataError
@@ -553,3 +554,17 @@ def test_rows_that_look_alike_are_told_apart(tmp_path):
     assert "demo/test (ttttttt)" in text
     assert "demo/test (0987654)" in text
     assert "demo (" not in text
+
+
+def test_extensions_of_a_model_read_well():
+    keep = {
+        "time": [{"before": 1, "ratio": 0.5}],
+        "space": [],
+        "sigma": 0.1,
+        "gradient": "unbiased",
+    }
+    assert report_formats._option(keep) == "time 1:0.5"
+    keep["space"] = [{"before": 2, "ratio": 0.7367}, {"before": 3, "ratio": 1.0}]
+    assert report_formats._option(keep) == "time 1:0.5 space 2:0.7367, 3:1"
+    assert report_formats._option({"stages": [2, 3], "options": {"regions": 0}}) == "stages 2-3"
+    assert report_formats._option([4, 2, 1, 1]) == "4-2-1-1"

@@ -162,6 +162,13 @@ def test_resume_refuses_other_data(run, demo_root, ogreg, tmp_path):
     assert (copy / "checkpoints/state.pt").read_bytes() == state
 
 
+def test_choices_that_cannot_be_built_begin_no_run(demo_root, ogreg, tmp_path):
+    done = ogreg("train", "demo", f"data.root={demo_root}", *TINY, "model.gta.stages=[7]")
+    assert done.returncode == 2
+    assert "stage" in done.stderr
+    assert not (tmp_path / "runs").exists()
+
+
 @pytest.mark.slow
 def test_predict_over_many_files(run, demo_root, ogreg, tmp_path):
     folder = tmp_path / "clips"

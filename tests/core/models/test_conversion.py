@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 
 import pytest
@@ -57,7 +58,7 @@ def _few_models(monkeypatch):
     ours |= {
         "swin3d-t": entry("swin3d_t"),
         "swin3d-s": entry("swin3d_s"),
-        "swin3d-b": entry("swin3d_b", options={"window": ("8", "16")}),
+        "swin3d-b": entry("swin3d_b", options={"window": (8, 16)}),
         "mvit-v1-b": entry("mvit_v1_b", fixed_input=True),
         "r2plus1d-18": entry("r2plus1d_18"),
     }
@@ -164,7 +165,7 @@ def test_a_wrong_model_is_refused_with_the_right_one(wrong, shells, tmp_path):
 
 def test_the_nearest_match_knows_options(tmp_path):
     with torch.device("meta"):
-        state = create_model("swin3d-b", 7, window="16").state_dict()
+        state = create_model("swin3d-b", 7, window=16).state_dict()
     error = refusal(state, info("swin3d-b"), tmp_path)
     assert "features.0.0.attn.relative_position_bias_table (5239x4, not 2535x4)" in error.why
     assert "nearest match: swin3d-b, window=16, which fits completely" in error.why
@@ -273,18 +274,25 @@ def test_a_checkpoint_tells_its_own_settings(monkeypatch, tmp_path):
     small = xvit.XViTConfig(dim=32, depth=2, heads=2, patch=16)
     monkeypatch.setitem(xvit.VARIANTS, "b16", small)
     monkeypatch.setitem(conversion.MODELS, "xvit-b16", XVIT)
-    told = {"segment": 4, "shift_divisor": 4, "time_rows": 16, "aggregation": "average"}
+    told = {"segment": 4, "shift_divisor": 4, "time_rows": 16, "aggregation": "attention"}
     model = create_model("xvit-b16", 3, table_size=32, **told).eval()
     file = tmp_path / "foreign.pth"
     text = "XVIT:\n  NUM_SEGMENTS: 4\n  SHIFT_DIV: 4\n"
-    torch.save({"epoch": 3, "model_state": model.state_dict(), "cfg": text}, file)
+    # Released checkpoints also hold a classifier that is never used.
+    unused = {"new_fc.weight": torch.zeros(3, 32), "new_fc.bias": torch.zeros(3)}
+    own = {
+        re.sub(r"^head\.", "consensus.mlp_head.4.", name): tensor
+        for name, tensor in model.state_dict().items()
+    }
+    torch.save({"epoch": 3, "model_state": own | unused, "cfg": text}, file)
     state, names, configuration = read_foreign(str(file))
     assert names is None
     found = settings_in("xvit-b16", state, configuration)
     assert found == {**told, "table_size": 32}
     assert settings_in("ogreg-n", state, configuration) == {}
     done = info("xvit-b16", "abc", **found)
-    convert(state, done, tmp_path / "x.safetensors", source=str(file))
+    written = convert(state, done, tmp_path / "x.safetensors", source=str(file))
+    assert sorted(written.left_out) == sorted(unused)
     again, _ = load_model(tmp_path / "x.safetensors")
     clip = torch.randn(1, 3, 8, 32, 32)
     with torch.no_grad():

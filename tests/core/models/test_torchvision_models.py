@@ -196,7 +196,7 @@ def test_rates_arrive_where_they_belong():
     [
         ("s3d", {"drop_path": 0.1}, "drop_path"),
         ("r2plus1d_18", {"drop_path": 0.1}, "drop_path"),
-        ("mvit_v1_b", {"window": "16"}, "window"),
+        ("mvit_v1_b", {"window": 16}, "window"),
         ("swin3d_t", {"frames": 16}, "frames"),
         ("mvit_v2_s", {"frames": 7, "size": 32}, "7x32x32"),
         ("mvit_v2_s", {"frames": 8, "size": 34}, "8x34x34"),
@@ -236,7 +236,7 @@ def test_mvit_for_other_clips(name, shape):
 
 def test_window_of_sixteen_frames():
     with torch.device("meta"):
-        wide = build_torchvision("swin3d_b", 174, window="16")
+        wide = build_torchvision("swin3d_b", 174, window=16)
     table = wide.get_parameter("features.0.1.attn.relative_position_bias_table")
     assert table.shape == (31 * 13 * 13, 4)
     assert wide.features[0][1].attn.shift_size == [8, 3, 3]

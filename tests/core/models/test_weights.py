@@ -111,6 +111,7 @@ def test_summary_names_what_was_left_and_json_holds_every_name(swin):
     assert document["schema"] == "ogreg.init.v1"
     assert document["source"] == "swin_t"
     lists = ["taken", "inflated", "missing", "unexpected", "mismatched", "other_classes"]
+    lists.append("other_settings")
     assert document["counts"] == {key: len(document[key]) for key in lists}
     assert document["inflated"] == ["stem.proj.weight"]
 

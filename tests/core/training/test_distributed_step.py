@@ -11,6 +11,8 @@ from torch import nn
 
 from ogreg_core.data.order import share_of
 from ogreg_core.distributed import join
+from ogreg_core.recipe import load_recipe
+from ogreg_core.training.assemble import _step_settings
 from ogreg_core.training.batch_norm import SyncedBatchNorm, synchronise_batch_norm
 from tests import ranks
 from tests.core.training.test_resume import records, train
@@ -62,9 +64,37 @@ def test_two_processes_with_half_a_batch_equal_one(settings, stem, accumulate):
     assert np.array_equal(both[0][1], both[1][1])
 
 
-def short_clips(frames):
+def norms_inside_blocks(stages):
+    """Running statistics after two steps of a model with batch norm in its blocks."""
+    torch.set_num_threads(1)
+    gta = {"stages": [1], "options": {"regions": 0, "heads": 1, "mixing": "plain"}}
     with join("cpu") as (world, _):
-        step = make_step(replace(SETTINGS, still=frames <= 2), lr=1e-4, world=world)
+        settings = replace(SETTINGS, checkpoint_stages=stages)
+        step = make_step(settings, lr=1e-4, world=world, gta=gta, frames=4, size=32)
+        batch = make_batch(share_of(range(8), world.size, world.rank))
+        for number in range(2):
+            step([batch], 0, number)
+        return {
+            name: buffer.numpy()
+            for name, buffer in step.model.named_buffers()
+            if "running" in name or "tracked" in name
+        }
+
+
+def test_recomputed_blocks_see_their_synchronised_norms_once():
+    plain = norms_inside_blocks([])
+    assert len(plain) > 2
+    for found in ranks.run(2, norms_inside_blocks, [1, 2]):
+        assert found.keys() == plain.keys()
+        for name, buffer in plain.items():
+            np.testing.assert_allclose(found[name], buffer, atol=1e-5, rtol=1e-5)
+
+
+def short_clips(frames, ratio=None):
+    with join("cpu") as (world, _):
+        keep = {"time": [{"before": 1, "ratio": ratio}]} if ratio else None
+        still = frames <= 2 or ratio is not None
+        step = make_step(replace(SETTINGS, still=still), lr=1e-4, world=world, token_selection=keep)
         batch = make_batch(share_of(range(8), world.size, world.rank), frames)
         return [step([batch], 0, n).grad_norm for n in range(2)]
 
@@ -73,6 +103,25 @@ def short_clips(frames):
 def test_clips_that_leave_parameters_without_gradient(frames):
     alone = short_clips(frames)
     assert ranks.run(2, short_clips, frames) == [pytest.approx(alone, rel=1e-4)] * 2
+
+
+def test_selection_that_leaves_parameters_without_gradient():
+    """One token frame has no neighbour. The noise of a clip depends on its process: no comparison."""
+    for norms in ranks.run(2, short_clips, 8, 0.25):
+        assert all(norm > 0 for norm in norms)
+
+
+@pytest.mark.parametrize(
+    ("frames", "keeps", "left"),
+    [(8, [], 4), (7, [], 4), (2, [], 1), (8, [(1, 0.5)], 2), (8, [(2, 0.5), (1, 0.5)], 1)],
+)
+def test_token_frames_that_are_left(frames, keeps, left):
+    texts = ", ".join(f"{{before={before}, ratio={ratio}}}" for before, ratio in keeps)
+    recipe = load_recipe(
+        "demo", [f"data.frames={frames}", f"model.token_selection.time=[{texts}]"]
+    ).recipe
+    settings = _step_settings(recipe, 8, 1, "fp32")
+    assert settings.still == (left == 1)
 
 
 def normalise(x, grad):

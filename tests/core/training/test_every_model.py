@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -19,30 +18,22 @@ import pytest
 import torch
 from matplotlib.figure import Figure
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
-from torchvision.models.resnet import Bottleneck, ResNet
-from torchvision.models.video.resnet import BasicBlock, Conv2Plus1D, R2Plus1dStem, VideoResNet
 
 from ogreg_core.data.loader import TrainBatch, batches, load_views
-from ogreg_core.data.manifest import load_manifest, write_dataset
+from ogreg_core.data.manifest import load_manifest
 from ogreg_core.data.transforms import to_input
-from ogreg_core.evaluate_checkpoint import open_evaluation
 from ogreg_core.evaluation import autocast
-from ogreg_core.evaluation_report import EvaluationReport
 from ogreg_core.gaze import look, meanings_of, save_sheet
 from ogreg_core.inference import Predictor
-from ogreg_core.models import gta, torchvision_models, video_focalnet, xvit
 from ogreg_core.models.registry import MODELS
 from ogreg_core.models.stts_backbones import TokenSelecting
-from ogreg_core.progress import ignore_progress
-from ogreg_core.recipe import load_recipe
 from ogreg_core.runs import RunFolder
-from ogreg_core.training.assemble import build_trainer, describe_run, load_splits
 from ogreg_core.training.loop import Trainer
 from ogreg_core.training.optim import OptimSettings, parameter_groups
+from tests.every_model import CPU, eight_clips, evaluate, thinned, trainer_from
 
-CPU = torch.device("cpu")
 FRAMES = 8
 
 
@@ -116,62 +107,10 @@ ROWS = [
 NAMES = [f"{row.model}-selecting" if row.selects else row.model for row in ROWS]
 
 
-# --- the same architectures, thinner -----------------------------------------------------------
-
-
-class ThinResNet(ResNet):
-    """ResNet-50 with an eighth of the channels behind the stem."""
-
-    def __init__(self) -> None:
-        super().__init__(Bottleneck, [3, 4, 6, 3])
-        self.fc = nn.Linear(64 * Bottleneck.expansion, 1)
-
-    def _make_layer(self, block: Any, planes: int, *arguments: Any, **rest: Any) -> nn.Sequential:
-        return super()._make_layer(block, planes // 8, *arguments, **rest)
-
-
-class ThinR2Plus1D(VideoResNet):
-    """R(2+1)D-18 with an eighth of the channels behind the stem."""
-
-    def __init__(self, num_classes: int) -> None:
-        super().__init__(BasicBlock, [Conv2Plus1D] * 4, [2] * 4, R2Plus1dStem)
-        self.fc = nn.Linear(64, num_classes)
-
-    def _make_layer(
-        self, block: Any, maker: Any, planes: int, *arguments: Any, **rest: Any
-    ) -> nn.Sequential:
-        return super()._make_layer(block, maker, planes // 8, *arguments, **rest)
-
-
 @pytest.fixture(scope="module", autouse=True)
 def thin() -> Iterator[None]:
-    """Fewer channels and blocks of the same architectures: of the registry's, a step takes seconds on
-    two cores and a saved state up to 1.5 GB. ogreg-n is small as it is.
-    """
-    focal_stages = tuple(
-        video_focalnet.Stage(24 << i, depth) for i, depth in enumerate((1, 1, 2, 1))
-    )
-    swin = (24, (1, 1, 2, 1), (1, 2, 4, 8))
-    with pytest.MonkeyPatch.context() as patch:
-        for variants, name, fields in (
-            (video_focalnet.VARIANTS, "t", {"stages": focal_stages}),
-            (xvit.VARIANTS, "b16", {"dim": 192, "depth": 2, "heads": 4}),
-        ):
-            patch.setitem(variants, name, replace(variants[name], **fields))
-        patch.setattr(gta, "resnet50", ThinResNet)
-        patch.setitem(torchvision_models._SWIN, "swin3d_t", swin)
-        patch.setattr(torchvision_models, "_MVIT_HEAD_DIM", 16)
-        patch.setattr(torchvision_models, "r2plus1d_18", ThinR2Plus1D)
-        # Batch norm of S3D moves its statistics by a thousandth per step: within the few steps here
-        # they would stay those of the beginning.
-        moving = partial(nn.BatchNorm3d, eps=1e-3)
-        patch.setattr(torchvision_models, "s3d", partial(torchvision_models.s3d, norm_layer=moving))
-        # Layers as small as these gain nothing from a second thread, and wait for it where other work
-        # runs on the same cores: a step then takes up to twenty times as long.
-        threads = torch.get_num_threads()
-        torch.set_num_threads(1)
+    with thinned():
         yield
-        torch.set_num_threads(threads)
 
 
 # --- one training per row ----------------------------------------------------------------------
@@ -204,33 +143,8 @@ def trainer_of(row: Row, data: Path, folder: Path, *overrides: str) -> Trainer:
         *(f"data.frames={FRAMES}", f"data.size={row.size}", f"data.short_side={row.size}"),
         *("augment.scale=[1.0,1.0]", "augment.ratio=[1.0,1.0]", "augment.color_jitter=0.0"),
     ]
-    loaded = load_recipe(
-        "demo",
-        [f"data.root={data}", f"model.name={row.model}", *row.overrides(), *plain, *overrides],
-    )
-    folder.mkdir(exist_ok=True)
-    run = RunFolder(folder)
-    splits = load_splits(loaded.recipe)
-    describe_run(run, loaded, splits)
-    return build_trainer(loaded, splits, run, device=CPU, workers=0, on_progress=ignore_progress)
-
-
-def eight_clips(source: Path, folder: Path, steps: int) -> Path:
-    """A data set whose only epoch shows the first clips of eight classes in every step, and whose
-    validation split is those clips: motions and their reversals.
-    """
-    train = load_manifest(source, "train")
-    first = {row.label: row for row in reversed(train.rows)}
-    rows = [first[label] for label in sorted(first)[:8]]
-    write_dataset(
-        folder,
-        dataset="eight",
-        video_root=train.root,
-        labels=train.labels,
-        splits={"train": rows * steps, "val": rows},
-        version="0",
-    )
-    return folder
+    changes = [f"data.root={data}", f"model.name={row.model}", *row.overrides(), *plain]
+    return trainer_from("demo", [*changes, *overrides], folder)
 
 
 @pytest.fixture(scope="module", params=ROWS, ids=NAMES)
@@ -260,20 +174,6 @@ def validation_clips(trained: Trained) -> Tensor:
     manifest = load_manifest(trained.data, "val")
     clips = torch.cat([load_views(manifest, row, info.views()) for row in manifest.rows])
     return to_input(clips, info.mean, info.std)
-
-
-def evaluate(trained: Trained) -> EvaluationReport:
-    """The last checkpoint by itself, in batches unlike those of the validation."""
-    evaluation = open_evaluation(
-        trained.run.last,
-        data=None,
-        split=None,
-        clips=None,
-        crops=None,
-        control="none",
-        device=CPU,
-    )
-    return evaluation.score(batch_size=3, workers=0, on_progress=ignore_progress)
 
 
 @dataclass(frozen=True)
@@ -326,7 +226,7 @@ def first_parts(trainer: Trainer) -> list[TrainBatch]:
 class TestWholeWay:
     def test_eight_clips_are_learnt(self, trained: Trained) -> None:
         """Scored by the checkpoint that was loaded, not by the model that was trained."""
-        report = evaluate(trained)
+        report = evaluate(trained.run.last)
         assert report.metrics.top1 == 100.0
         assert report.metrics.videos == 8
         assert isinstance(trained.predictor.model, TokenSelecting) == trained.row.selects
@@ -335,7 +235,7 @@ class TestWholeWay:
         """Logarithms too: scores near 1 would hide how far logits are apart."""
         assert trained.trainer.validation is not None
         expected = trained.trainer.validation.scores.scores
-        found = evaluate(trained).scores.scores
+        found = evaluate(trained.run.last).scores.scores
         manifest = load_manifest(trained.data, "val")
         predicted = trained.predictor.predict(manifest.video(manifest.rows[5]))
         assert predicted.top[0][0] == manifest.labels[manifest.rows[5].label]

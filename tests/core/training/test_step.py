@@ -27,9 +27,9 @@ SETTINGS = StepSettings(8, 5.0, Mixing(), 0, "fp32", MEAN, STD)
 OPTIONS = {"strides": (2, 1, 1, 1)}
 
 
-def make_step(settings=SETTINGS, *, stem="patch", drop_path=0.0, lr=1e-3, world=SINGLE):
+def make_step(settings=SETTINGS, *, stem="patch", drop_path=0.0, lr=1e-3, world=SINGLE, **model):
     torch.manual_seed(3)
-    model = create_model("ogreg-n", 5, drop_path=drop_path, stem=stem, **OPTIONS)
+    model = create_model("ogreg-n", 5, drop_path=drop_path, stem=stem, **OPTIONS, **model)
     optimizer = build_optimizer(model, OptimSettings(lr, 0.05))
     schedule = build_schedule(
         optimizer, steps_per_epoch=4, epochs=2, warmup_epochs=0, lr=lr, min_lr=0.0
