@@ -73,7 +73,10 @@ def frame_dissimilarity(y: Tensor) -> Tensor:
     Returns:
         ``[B, T-1, H, W]`` in [0, 2]; 0 where two frames agree up to a positive factor.
     """
-    return 1.0 - F.cosine_similarity(y[:, :-1], y[:, 1:], dim=-1)
+    # Each norm once: F.cosine_similarity takes both sides' and makes normalised copies of them.
+    norm = torch.linalg.vector_norm(y, dim=-1).clamp_min(1e-8)
+    product = (y[:, :-1] * y[:, 1:]).sum(dim=-1)
+    return 1.0 - product / (norm[:, :-1] * norm[:, 1:])
 
 
 def modulation(dissimilarity: Tensor, sharpness: Tensor, offset: Tensor) -> Tensor:
@@ -92,10 +95,13 @@ def modulation(dissimilarity: Tensor, sharpness: Tensor, offset: Tensor) -> Tens
         m, ``[..., C]``.
     """
     floor = torch.sigmoid(offset)
-    return (torch.sigmoid(dissimilarity.unsqueeze(-1) * sharpness + offset) - floor) / (1.0 - floor)
+    raised = torch.addcmul(offset, dissimilarity.unsqueeze(-1), sharpness).sigmoid()
+    return (raised - floor) / (1.0 - floor)
 
 
-def modulated_conv(y: Tensor, weight: Tensor, m: Tensor | None) -> Tensor:
+def modulated_conv(
+    y: Tensor, weight: Tensor, m: Tensor | None, bias: Tensor | None = None
+) -> Tensor:
     """Depthwise 3x3x3 convolution whose temporal taps are scaled by ``m``; zero padding in space
     and time.
 
@@ -106,24 +112,26 @@ def modulated_conv(y: Tensor, weight: Tensor, m: Tensor | None) -> Tensor:
         weight: ``[C, 1, 3, 3, 3]``, as a depthwise ``conv3d`` holds it.
         m: modulation between frames t and t+1, broadcastable to ``[B, T-1, H, W, C]``; None leaves
             the temporal taps out, which is the two-dimensional convolution.
+        bias: ``[C]``, added everywhere.
 
     Returns:
         ``[B, T, H, W, C]``.
     """
     batch, channels = y.shape[0], y.shape[-1]
 
-    def tap(frames: Tensor, index: int) -> Tensor:
+    def tap(frames: Tensor, index: int, bias: Tensor | None = None) -> Tensor:
         # Channels-last memory read as NCHW: no copy, and the fast depthwise kernel on CPU and GPU.
         images = rearrange(frames, "b t h w c -> (b t) c h w")
-        out = F.conv2d(images, weight[:, :, index], padding=1, groups=channels)
+        out = F.conv2d(images, weight[:, :, index], bias, padding=1, groups=channels)
         return rearrange(out, "(b t) c h w -> b t h w c", b=batch)
 
-    centre = tap(y, 1)
+    out = tap(y, 1, bias)
     if m is None or y.shape[1] == 1:
-        return centre
-    from_before = F.pad(m * tap(y[:, :-1], 0), (0, 0, 0, 0, 0, 0, 1, 0))
-    from_after = F.pad(m * tap(y[:, 1:], 2), (0, 0, 0, 0, 0, 0, 0, 1))
-    return centre + from_before + from_after
+        return out
+    # In place: padding and summing out of place would go through all features six more times.
+    out[:, 1:].addcmul_(m, tap(y[:, :-1], 0))
+    out[:, :-1].addcmul_(m, tap(y[:, 1:], 2))
+    return out
 
 
 def _repeat_edge_frames(x: Tensor, before: int, after: int, dim: int) -> Tensor:
@@ -339,7 +347,7 @@ class MDConv(nn.Module):
         return modulation(dissimilarity, self.sharpness, self.offset)
 
     def forward(self, y: Tensor) -> Tensor:
-        return modulated_conv(y, self.weight, self.modulation(y)) + self.bias
+        return modulated_conv(y, self.weight, self.modulation(y), self.bias)
 
 
 # Features change little from frame to frame (measured at initialisation on the demo motions, per
