@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from ogreg_core.errors import CheckpointError
+from ogreg_core.errors import CheckpointError, UsageError
 
 Json = Annotated[
     bool, typer.Option("--json", help="One JSON document on stdout instead of a table.")
@@ -38,6 +39,91 @@ Checkpoint = Annotated[
         metavar="FILE|RUN",
     ),
 ]
+
+Option = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--option", help="Architecture choice, e.g. stem=patch; repeatable.", metavar="KEY=VALUE"
+    ),
+]
+Select = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--select",
+        help="Token selection: keep that share of the frames (time) or of each frame (space) before that "
+        "stage or block, e.g. time:1:0.5; repeatable.",
+        metavar="KIND:PLACE:RATIO",
+    ),
+]
+
+
+def is_typed(ctx: typer.Context, name: str) -> bool:
+    """Whether an option was given, rather than left at its default."""
+    source = ctx.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"
+
+
+def read_options(
+    model: str, option: Sequence[str] | None, select: Sequence[str] | None
+) -> dict[str, Any]:
+    """Options of a model as a checkpoint would hold them, out of ``--option`` and ``--select``.
+
+    Raises:
+        UsageError: not of their form, or not for this model.
+    """
+    from ogreg_core.recipe import parse_model_options
+
+    options = parse_model_options(model, option or [])
+    if select:
+        options["token_selection"] = _selection_of(model, select)
+    return options
+
+
+def _selection_of(model: str, texts: Sequence[str]) -> dict[str, Any]:
+    """Token selection out of ``time:1:0.5``, as a recipe would hold it."""
+    from pydantic import ValidationError
+
+    from ogreg_core.models.registry import check_places
+    from ogreg_core.recipe_tables import TokenSelectionTable
+
+    check_places(model)
+    keeps: dict[str, list[dict[str, Any]]] = {}
+    for text in texts:
+        try:
+            kind, place, ratio = text.split(":")
+            keeps.setdefault(kind, []).append({"before": int(place), "ratio": float(ratio)})
+            TokenSelectionTable.model_validate(keeps)
+        except (ValueError, ValidationError) as error:
+            raise UsageError(
+                f"--select {text} is not of the form KIND:PLACE:RATIO",
+                why="KIND is time or space, PLACE a number from 0, RATIO a share up to 1",
+                fix="--select time:1:0.5",
+            ) from error
+    return TokenSelectionTable.model_validate(keeps).model_dump()
+
+
+def selection_words(selection: Mapping[str, Any]) -> list[str]:
+    """Token selection as ``--select`` takes it: ``["time:1:0.5", "space:2:0.7367"]``."""
+    return [
+        f"{kind}:{keep['before']}:{keep['ratio']:g}"
+        for kind in ("time", "space")
+        for keep in selection.get(kind, ())
+    ]
+
+
+def option_words(options: Mapping[str, Any]) -> Iterator[str]:
+    """Options of a model for the eye: ``stem=patch``, ``select=time:1:0.5 space:2:0.7367``, ``gta
+    after stage 3``.
+    """
+    for key, value in options.items():
+        if key == "token_selection":
+            yield f"select={' '.join(selection_words(value))}"
+        elif key == "gta":
+            stages = ", ".join(map(str, value["stages"]))
+            choices = " ".join(f"{name}={choice}" for name, choice in value["options"].items())
+            yield f"gta after stage {stages}" + (f" ({choices})" if choices else "")
+        else:
+            yield f"{key}={value}"
 
 
 def default_loader_workers() -> int:

@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Mapping
+from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ogreg_cli.common import Json
+from ogreg_cli.common import (
+    Json,
+    Option,
+    Select,
+    is_typed,
+    option_words,
+    read_options,
+    selection_words,
+)
 from ogreg_cli.console import emit_json, loading, print_table
 from ogreg_core.errors import UsageError
 
@@ -19,14 +29,11 @@ if TYPE_CHECKING:
 
 EXAMPLES = (
     "Examples: ogreg convert swin3d_t --model swin3d-t --to swin3d-t.safetensors | "
-    "ogreg convert official.pth --model swin3d-b --labels kinetics400 --stride 2 --clips 4 --crops 3 "
-    "--to swin3d-b.safetensors | ogreg convert ssv2.pth --model swin3d-b --option window=16 --labels labels.txt "
-    "--sampling uniform --to ssv2.safetensors"
+    "ogreg convert official.pth --model video-focalnet-b --labels kinetics400 --to focalnet.safetensors | "
+    "ogreg convert stts.pth --model swin3d-b --select time:0:0.375 --labels kinetics400 --to stts.safetensors | "
+    "ogreg convert ssv2.pth --model swin3d-b --option window=16 --labels labels.txt --sampling uniform "
+    "--clips 1 --to ssv2.safetensors"
 )
-
-# Of the field's usual resize and crop, 256 and 224.
-_RESIZE = 256 / 224
-_USUAL_STRIDE = 2
 
 
 class Sampling(str, Enum):
@@ -34,6 +41,54 @@ class Sampling(str, Enum):
 
     dense = "dense"
     uniform = "uniform"
+
+
+class Short(str, Enum):
+    """What a dense clip does at the end of a short video."""
+
+    loop = "loop"
+    clamp = "clamp"
+
+
+@dataclass(frozen=True)
+class UsualTest:
+    """How weights of a model are tested; their frames and size are those of the registry.
+
+    Args:
+        sampling, stride, fps, short: see :class:`ogreg_core.data.sampling.ClipSampling`.
+        resize: short side over crop.
+        clips, crops: views per video.
+    """
+
+    sampling: Sampling = Sampling.dense
+    stride: int = 2
+    fps: float = 0.0
+    short: Short = Short.loop
+    resize: float = 256 / 224
+    clips: int = 1
+    crops: int = 1
+
+
+_SWIN = UsualTest(resize=1, clips=4, crops=3)
+_MVIT = UsualTest(stride=4, fps=30, short=Short.clamp, clips=5)
+_FOCALNET = UsualTest(Sampling.uniform, stride=1, resize=1, clips=4, crops=3)
+_XVIT = UsualTest(stride=16, fps=30, short=Short.clamp, resize=1, crops=3)
+
+# How Kinetics weights were tested by those who published them. torchvision resizes to 256 for Swin,
+# whose authors resize to the crop for their 4x3 views.
+PUBLISHED = {
+    "video-focalnet-t": _FOCALNET,
+    "video-focalnet-s": _FOCALNET,
+    "video-focalnet-b": _FOCALNET,
+    "xvit-b16": _XVIT,
+    "swin3d-t": _SWIN,
+    "swin3d-s": _SWIN,
+    "swin3d-b": _SWIN,
+    "mvit-v1-b": _MVIT,
+    "mvit-v2-s": _MVIT,
+    "r2plus1d-18": UsualTest(stride=1, fps=15, clips=5),
+    "s3d": UsualTest(stride=1, fps=15),
+}
 
 
 def convert(
@@ -55,49 +110,43 @@ def convert(
             metavar="FILE|DATASET",
         ),
     ] = None,
-    option: Annotated[
-        list[str] | None,
-        typer.Option(help="Architecture choice, e.g. stem=patch; repeatable.", metavar="KEY=VALUE"),
-    ] = None,
+    option: Option = None,
+    select: Select = None,
     sampling: Annotated[
-        Sampling, typer.Option(help="How the frames of a clip are picked.")
-    ] = Sampling.dense,
-    frames: Annotated[
-        int | None, typer.Option(min=1, help="Frames per clip; default: the model's usual.")
+        Sampling | None, typer.Option(help="How the frames of a clip are picked.")
     ] = None,
+    frames: Annotated[int | None, typer.Option(min=1, help="Frames per clip.")] = None,
     stride: Annotated[
-        int | None, typer.Option(min=1, help="Distance between frames, dense only; default 2.")
+        int | None, typer.Option(min=1, help="Distance between frames, dense only.")
     ] = None,
     fps: Annotated[
-        float, typer.Option(min=0, help="Rate at which the stride counts; 0: the file's own.")
-    ] = 0.0,
-    size: Annotated[
-        int | None, typer.Option(min=32, help="Crop in pixels; default: the model's usual.")
+        float | None,
+        typer.Option(min=0, help="Rate at which the stride counts, dense only; 0: the file's own."),
     ] = None,
+    short: Annotated[
+        Short | None,
+        typer.Option(help="A dense clip in a short video begins again, or holds the last frame."),
+    ] = None,
+    size: Annotated[int | None, typer.Option(min=32, help="Crop in pixels.")] = None,
     short_side: Annotated[
-        int | None, typer.Option(min=32, help="Resize before the crop; default: 256 for 224.")
+        int | None, typer.Option(min=32, help="Resize before the crop, in pixels.")
     ] = None,
-    clips: Annotated[int, typer.Option(min=1, help="Clips per video in a test.")] = 1,
-    crops: Annotated[int, typer.Option(min=1, max=3, help="Crops per clip, 1 or 3.")] = 1,
+    clips: Annotated[int | None, typer.Option(min=1, help="Clips per video in a test.")] = None,
+    crops: Annotated[int | None, typer.Option(min=1, max=3, help="Crops per clip, 1 or 3.")] = None,
     json: Json = False,
 ) -> None:
     """Turn a foreign checkpoint into one of ours, which describes its model, labels and protocol.
 
+    The protocol is the published one of the model's Kinetics weights where there is one, unless said
+    otherwise; the result lists what was assumed.
+
     Weights of another model are refused, naming the nearest match; so are weights without a classifier
     or for other classes, which are starting weights: ogreg train RECIPE --init-from CHECKPOINT.
     """
-    from ogreg_core.models.registry import find_model
-    from ogreg_core.recipe import parse_model_options
-
-    entry = find_model(model)
-    options = parse_model_options(model, option or [])
+    options = read_options(model, option, select)
     _check_target(to)
-    side = size or entry.size
-    resize = short_side or round(side * _RESIZE)
-    _check_protocol(sampling, stride, fps, crops, side, resize)
+    test = settle_test(ctx.params)
     loading()
-    from ogreg_core.checkpoint import CheckpointInfo
-    from ogreg_core.data.sampling import ClipSampling
     from ogreg_core.models import conversion
 
     given = conversion.find_class_names(labels) if labels else None
@@ -105,38 +154,81 @@ def convert(
     # What the checkpoint tells of itself, unless the command says otherwise.
     options = {**conversion.settings_in(model, state, configuration), **options}
     names = given or own or conversion.ClassNames([], "none given: numbers")
-    step = (stride or _USUAL_STRIDE) if sampling is Sampling.dense else 1
-    info = CheckpointInfo(
-        model=model,
-        options=options,
-        labels=names.names,
-        sampling=ClipSampling(sampling.value, frames or entry.frames, step, fps),
-        size=side,
-        short_side=resize,
-        mean=entry.mean,
-        std=entry.std,
-        clips=clips,
-        crops=crops,
-        dataset=names.dataset,
-        data_folder=names.folder,
-        recipe=Path(checkpoint).stem,
-    )
+    info = _describe(model, options, names, test, Path(checkpoint).stem)
     done = conversion.convert(
         state, info, to, source=checkpoint, again=lambda fit: _again(ctx, fit, model, options)
     )
-    _show(checkpoint, to, done, names, info, _assumed(ctx), json)
+    _show(checkpoint, to, done, names, info, _assumed(ctx, info), json)
 
 
-def _check_protocol(
-    sampling: Sampling, stride: int | None, fps: float, crops: int, side: int, resize: int
-) -> None:
-    """Refuse what contradicts itself."""
-    if crops == 2:
+def settle_test(params: Mapping[str, Any]) -> dict[str, Any]:
+    """The protocol: what was typed, else how weights of the model are usually tested.
+
+    Args:
+        params: of the command line, by name; None is not typed.
+
+    Returns:
+        ``sampling``, ``frames``, ``stride``, ``fps``, ``short``, ``size``, ``short_side``, ``clips``
+        and ``crops``, as a checkpoint holds them.
+
+    Raises:
+        UsageError: it contradicts itself.
+    """
+    from ogreg_core.models.registry import find_model
+
+    entry = find_model(params["model"])
+    usual = PUBLISHED.get(params["model"], UsualTest())
+
+    def typed(name: str, default: Any) -> Any:
+        return default if params[name] is None else params[name]
+
+    size = typed("size", entry.size)
+    dense = typed("sampling", usual.sampling) is Sampling.dense
+    test = {
+        "sampling": "dense" if dense else "uniform",
+        "frames": typed("frames", entry.frames),
+        "stride": typed("stride", usual.stride) if dense else 1,
+        "fps": typed("fps", usual.fps) if dense else 0.0,
+        "short": typed("short", usual.short).value if dense else "loop",
+        "size": size,
+        "short_side": typed("short_side", round(size * usual.resize)),
+        "clips": typed("clips", usual.clips),
+        "crops": typed("crops", usual.crops),
+    }
+    if not dense and any(params[name] is not None for name in _DENSE):
+        raise UsageError("--stride, --fps and --short go with --sampling dense")
+    if test["crops"] == 2:
         raise UsageError("--crops is 1 (centre) or 3 (start, centre, end)")
-    if sampling is Sampling.uniform and (stride or fps):
-        raise UsageError("--stride and --fps go with --sampling dense")
-    if resize < side:
-        raise UsageError(f"--short-side {resize} is smaller than the crop of {side}")
+    if test["short_side"] < size:
+        raise UsageError(f"--short-side {test['short_side']} is smaller than the crop of {size}")
+    return test
+
+
+def _describe(
+    model: str, options: dict[str, Any], names: ClassNames, test: Mapping[str, Any], recipe: str
+) -> CheckpointInfo:
+    from ogreg_core.checkpoint import CheckpointInfo
+    from ogreg_core.data.sampling import ClipSampling
+    from ogreg_core.models.registry import find_model
+
+    entry = find_model(model)
+    return CheckpointInfo(
+        model=model,
+        options=options,
+        labels=names.names,
+        sampling=ClipSampling(
+            test["sampling"], test["frames"], test["stride"], test["fps"], test["short"]
+        ),
+        size=test["size"],
+        short_side=test["short_side"],
+        mean=entry.mean,
+        std=entry.std,
+        clips=test["clips"],
+        crops=test["crops"],
+        dataset=names.dataset,
+        data_folder=names.folder,
+        recipe=recipe,
+    )
 
 
 def _check_target(target: Path) -> None:
@@ -152,42 +244,51 @@ def _check_target(target: Path) -> None:
         )
 
 
-def _typed(ctx: typer.Context, name: str) -> bool:
-    """Whether an option was given, rather than left at its default."""
-    source = ctx.get_parameter_source(name)
-    return source is not None and source.name == "COMMANDLINE"
-
-
 def _again(ctx: typer.Context, fit: Fit, model: str, options: dict[str, Any]) -> str:
-    """The same command for the model that fits."""
-    changed = {"model", "option"}
+    """The same command for the model that fits, with its options and its token selection."""
+    changed = {"model", "option", "select"}
     if fit.model == model and fit.options == options:
         # Then it is the clips that differ from those that the weights are made for.
         changed |= {"frames", "size", "short_side"}
     words = ["ogreg", "convert"]
     for parameter in ctx.command.params:
         name = str(parameter.name)
-        if name in changed or not _typed(ctx, name):
+        if name in changed or not is_typed(ctx, name):
             continue
-        value = ctx.params[name]
-        text = str(value.value if isinstance(value, Enum) else value)
         flag = [] if parameter.param_type_name == "argument" else [parameter.opts[0]]
-        words += flag if value is True else [*flag, text]
+        words += _repeated(flag, ctx.params[name])
     words += ["--model", fit.model]
     for key, value in fit.options.items():
-        words += ["--option", f"{key}={value}"]
+        if key == "token_selection":
+            words += _repeated(["--select"], selection_words(value))
+        else:
+            words += ["--option", f"{key}={value}"]
     return shlex.join(words)
 
 
-_PROTOCOL = ("sampling", "frames", "stride", "size", "short_side", "clips", "crops")
-
-
-def _assumed(ctx: typer.Context) -> list[str]:
-    """What of the protocol was not said."""
-    uniform = ctx.params["sampling"] is Sampling.uniform
+def _repeated(flag: list[str], value: Any) -> list[str]:
+    """An option as it was typed."""
+    if value is True:
+        return flag
+    values = value if isinstance(value, list) else [value]
     return [
-        name for name in _PROTOCOL if not _typed(ctx, name) and not (uniform and name == "stride")
+        word
+        for item in values
+        for word in (*flag, str(item.value if isinstance(item, Enum) else item))
     ]
+
+
+_DENSE = ("stride", "fps", "short")
+_PROTOCOL = ("sampling", "frames", *_DENSE, "size", "short_side", "clips", "crops")
+
+
+def _assumed(ctx: typer.Context, info: CheckpointInfo) -> list[str]:
+    """What of the protocol was not said."""
+    idle = _DENSE if info.sampling.kind == "uniform" else ()
+    return [name for name in _PROTOCOL if not is_typed(ctx, name) and name not in idle]
+
+
+_ORIGIN = {True: "the published test of its Kinetics weights", False: "what is usual"}
 
 
 def _show(
@@ -223,13 +324,14 @@ def _show(
         )
         return
     rows = [
-        ["model", ", ".join([done.model, *(f"{k}={v}" for k, v in done.options.items())])],
+        ["model", ", ".join([done.model, *option_words(done.options)])],
         ["tensors", f"{done.tensors}, all from {checkpoint}"],
         ["parameters", f"{done.parameters / 1e6:.2f} M"],
         ["left out", _listed(done.left_out)],
         ["classes", f"{done.classes}, names: {names.origin}"],
         ["protocol", phrase],
         ["of which assumed", ", ".join(name.replace("_", "-") for name in assumed) or "nothing"],
+        *([["assumed from", _ORIGIN[done.model in PUBLISHED]]] if assumed else []),
         ["normalisation", f"mean {_numbers(info.mean)}, std {_numbers(info.std)}"],
         ["next", f"ogreg eval {shlex.quote(str(to))} --data FOLDER"],
     ]

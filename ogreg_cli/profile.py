@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ogreg_cli.common import Device, Json
+from ogreg_cli.common import (
+    Device,
+    Json,
+    Option,
+    Select,
+    choose_checkpoint,
+    is_typed,
+    option_words,
+    read_options,
+)
 from ogreg_cli.console import Reporter, emit_json, info, loading, print_table
 from ogreg_core.errors import UsageError
 
@@ -16,8 +26,11 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
+    from ogreg_core.profiling import Timing
+
 EXAMPLES = (
     "Examples: ogreg profile --frames 16 | ogreg profile --model ogreg-n --size 112 --batch 8 --json | "
+    "ogreg profile --select time:1:0.5 | ogreg profile --checkpoint runs/train/demo/1 | "
     "ogreg profile --compare ogreg-t,swin3d-t,mvit-v2-s --frames 16"
 )
 _ALL = "all"
@@ -43,16 +56,15 @@ def profile(
     batch: Annotated[
         int, typer.Option(min=1, help="Clips per forward pass for the throughput.")
     ] = 4,
-    option: Annotated[
-        list[str] | None,
-        typer.Option(help="Architecture choice, e.g. stem=patch; repeatable.", metavar="KEY=VALUE"),
-    ] = None,
-    select: Annotated[
-        list[str] | None,
+    option: Option = None,
+    select: Select = None,
+    checkpoint: Annotated[
+        str | None,
         typer.Option(
-            help="Token selection: keep that share of the frames (time) or of each frame (space) before that "
-            "stage or block, e.g. time:1:0.5; repeatable.",
-            metavar="KIND:PLACE:RATIO",
+            "--checkpoint",
+            "-c",
+            help="What was trained, with its options, classes and input.",
+            metavar="FILE|RUN",
         ),
     ] = None,
     repeats: Annotated[int, typer.Option(min=1, help="Timed passes.")] = 5,
@@ -61,38 +73,31 @@ def profile(
 ) -> None:
     """Cost of a model: parameters, multiply-adds, latency, throughput, peak memory."""
     from ogreg_core.models.registry import find_model
-    from ogreg_core.recipe import parse_model_options
 
     if compare is not None:
-        _refuse_beside_compare(ctx)
+        _refuse_beside(ctx, "compare", "model", "batch", "option", "select", "checkpoint")
         names = _names_in(compare)
         loading()
         _compare(names, frames, size, classes, repeats, device, json)
         return
-    entry = find_model(model)
-    options = parse_model_options(model, option or [])
-    if select:
-        options["token_selection"] = _selection_of(model, select)
-    loading()
-    _profile(
-        model,
-        options,
-        frames or entry.frames,
-        size or entry.size,
-        classes,
-        batch,
-        repeats,
-        device,
-        json,
-    )
+    if checkpoint is not None:
+        _refuse_beside(ctx, "checkpoint", "model", "option", "select", "frames", "size", "classes")
+        path, _ = choose_checkpoint(checkpoint)
+        loading()
+        subject = _trained(str(path))
+    else:
+        entry = find_model(model)
+        options = read_options(model, option, select)
+        loading()
+        subject = _fresh(model, options, classes, frames or entry.frames, size or entry.size)
+    _profile(subject, batch, repeats, device, json)
 
 
-def _refuse_beside_compare(ctx: typer.Context) -> None:
-    """Refuse options that belong to one model."""
-    for name in ("model", "batch", "option", "select"):
-        source = ctx.get_parameter_source(name)
-        if source is not None and source.name == "COMMANDLINE":
-            raise UsageError(f"--{name} does not go with --compare", fix=f"leave out --{name}")
+def _refuse_beside(ctx: typer.Context, given: str, *others: str) -> None:
+    """Refuse options that say what is said already."""
+    for name in others:
+        if is_typed(ctx, name):
+            raise UsageError(f"--{name} does not go with --{given}", fix=f"leave out --{name}")
 
 
 def _names_in(text: str) -> list[str]:
@@ -105,74 +110,70 @@ def _names_in(text: str) -> list[str]:
     return list(dict.fromkeys(names))
 
 
-def _selection_of(model: str, texts: Sequence[str]) -> dict[str, Any]:
-    """Token selection out of ``time:1:0.5``, as a recipe would hold it."""
-    from pydantic import ValidationError
+@dataclass(frozen=True)
+class Subject:
+    """What is profiled: a model in evaluation mode, and what it was built from.
 
-    from ogreg_core.models.registry import check_places
-    from ogreg_core.recipe_tables import TokenSelectionTable
+    Args:
+        model, options, classes: see :func:`ogreg_core.models.registry.create_model`.
+        frames, size: of the clip.
+        built: the model.
+        checkpoint: file it came from; empty if it is freshly initialised.
+    """
 
-    check_places(model)
-    keeps: dict[str, list[dict[str, Any]]] = {}
-    for text in texts:
-        try:
-            kind, place, ratio = text.split(":")
-            keeps.setdefault(kind, []).append({"before": int(place), "ratio": float(ratio)})
-            TokenSelectionTable.model_validate(keeps)
-        except (ValueError, ValidationError) as error:
-            raise UsageError(
-                f"--select {text} is not of the form KIND:PLACE:RATIO",
-                why="KIND is time or space, PLACE a number from 0, RATIO a share up to 1",
-                fix="--select time:1:0.5",
-            ) from error
-    return TokenSelectionTable.model_validate(keeps).model_dump()
+    model: str
+    options: dict[str, Any]
+    classes: int
+    frames: int
+    size: int
+    built: nn.Module
+    checkpoint: str = ""
+
+    def clip(self, batch: int = 1) -> torch.Tensor:
+        """Random input: ``[B, 3, T, H, W]``."""
+        import torch
+
+        return torch.randn(batch, 3, self.frames, self.size, self.size)
 
 
-def _build(
-    model: str, options: dict[str, Any], classes: int, frames: int, size: int
-) -> tuple[nn.Module, torch.Tensor]:
-    """The model in evaluation mode, and a clip for it."""
-    import torch
-
+def _fresh(model: str, options: dict[str, Any], classes: int, frames: int, size: int) -> Subject:
     from ogreg_core.models.registry import create_model
 
     built = create_model(model, classes, frames=frames, size=size, **options).eval()
-    return built, torch.randn(1, 3, frames, size, size)
+    return Subject(model, options, classes, frames, size, built)
 
 
-def _profile(
-    model: str,
-    options: dict[str, Any],
-    frames: int,
-    size: int,
-    classes: int,
-    batch: int,
-    repeats: int,
-    device: str,
-    json: bool,
-) -> None:
+def _trained(path: str) -> Subject:
+    from ogreg_core.checkpoint import load_model
+
+    built, about = load_model(path)
+    shape = about.sampling.frames, about.size
+    return Subject(about.model, about.options, len(about.labels), *shape, built, path)
+
+
+def _profile(subject: Subject, batch: int, repeats: int, device: str, json: bool) -> None:
     """One model in detail."""
     import torch
 
     from ogreg_core import profiling
     from ogreg_core.devices import pick_device
 
-    chosen = pick_device(device)
-    built, clip = _build(model, options, classes, frames, size)
-    flops = profiling.count_multiply_adds(built, clip)
+    chosen, built = pick_device(device), subject.built
+    flops = profiling.count_multiply_adds(built, subject.clip())
     built.to(chosen)
-    single, many = clip.to(chosen), torch.randn(batch, 3, frames, size, size, device=chosen)
+    single, many = subject.clip().to(chosen), subject.clip(batch).to(chosen)
     info("timing ...")
     with torch.inference_mode():
         latency = profiling.measure(lambda: built(single), chosen, repeats)
         loaded = profiling.measure(lambda: built(many), chosen, repeats)
     document: dict[str, Any] = {
         "schema": "ogreg.profile.v1",
-        "model": model,
-        "options": options,
-        "frames": frames,
-        "size_px": size,
-        "classes": classes,
+        "model": subject.model,
+        "options": subject.options,
+        "checkpoint": subject.checkpoint or None,
+        "frames": subject.frames,
+        "size_px": subject.size,
+        "classes": subject.classes,
         "device": str(chosen),
         "dtype": "float32",
         "threads": torch.get_num_threads(),
@@ -197,7 +198,10 @@ def _profile(
 
 def _show(document: dict[str, Any]) -> None:
     on_gpu = document["device"].startswith("cuda")
+    name = ", ".join([document["model"], *option_words(document["options"])])
     rows = [
+        ["model", name],
+        *([["checkpoint", document["checkpoint"]]] if document["checkpoint"] else []),
         [
             "input",
             f"{document['frames']}x{document['size_px']}x{document['size_px']}, {document['classes']} classes",
@@ -226,7 +230,7 @@ def _show(document: dict[str, Any]) -> None:
     ]
     if document["uncounted_operators"]:
         rows.append(["not counted", _calls(document["uncounted_operators"])])
-    print_table(document["model"], ["", "figure"], rows)
+    print_table(name, ["", "figure"], rows)
 
 
 def _calls(uncounted: dict[str, int]) -> str:
@@ -245,59 +249,81 @@ def _compare(
     """Several models in one process, timed in turn."""
     import torch
 
-    from ogreg_core import profiling
     from ogreg_core.devices import pick_device
+
+    chosen = pick_device(device)
+    rows, timings = _measure_in_turn(names, frames, size, classes, repeats, chosen)
+    first = timings[names[0]]
+    for row in rows:
+        timing = timings[row["model"]]
+        row |= {"latency_ms_p50": timing.median_ms, "latency_ms_p90": timing.p90_ms}
+        row["latency_ratio"] = timing.median_ms / first.median_ms
+    document = {
+        "schema": "ogreg.profile-compare.v1",
+        "classes": classes,
+        "device": str(chosen),
+        "dtype": "float32",
+        "threads": torch.get_num_threads(),
+        "batch": 1,
+        "repeats": first.repeats,
+        "warmup": first.warmup,
+        "models": rows,
+    }
+    if json:
+        emit_json(document)
+    else:
+        _show_comparison(document)
+
+
+def _measure_in_turn(
+    names: Sequence[str],
+    frames: int | None,
+    size: int | None,
+    classes: int,
+    repeats: int,
+    device: torch.device,
+) -> tuple[list[dict[str, Any]], dict[str, Timing]]:
+    """What each model costs in counts, and in time by name."""
+    import torch
+
+    from ogreg_core import profiling
     from ogreg_core.models.registry import find_model
     from ogreg_core.progress import Progress
 
-    chosen = pick_device(device)
     rows: list[dict[str, Any]] = []
     passes: dict[str, Any] = {}
     with Reporter() as reporter, torch.inference_mode():
         for done, name in enumerate(names, 1):
             entry = find_model(name)
-            shape = frames or entry.frames, size or entry.size
-            built, clip = _build(name, {}, classes, *shape)
-            flops = profiling.count_multiply_adds(built, clip)
+            subject = _fresh(name, {}, classes, frames or entry.frames, size or entry.size)
+            clip = subject.clip()
+            flops = profiling.count_multiply_adds(subject.built, clip)
             rows.append(
                 {
                     "model": name,
-                    "frames": shape[0],
-                    "size_px": shape[1],
-                    "params": profiling.count_parameters(built),
+                    "frames": subject.frames,
+                    "size_px": subject.size,
+                    "params": profiling.count_parameters(subject.built),
                     "gmacs_per_view": flops.total / 1e9,
                     "uncounted_operators": flops.uncounted,
                 }
             )
-            built.to(chosen)
-            passes[name] = partial(built, clip.to(chosen))
+            subject.built.to(device)
+            passes[name] = partial(subject.built, clip.to(device))
             reporter(Progress("count", done, len(names)))
-        timings = profiling.measure_in_turn(passes, chosen, repeats, on_progress=reporter)
-    first = timings[names[0]].median_ms
-    for row in rows:
-        timing = timings[row["model"]]
-        row |= {"latency_ms_p50": timing.median_ms, "latency_ms_p90": timing.p90_ms}
-        row["latency_ratio"] = timing.median_ms / first
-    threads = torch.get_num_threads()
-    if json:
-        emit_json(
-            {
-                "schema": "ogreg.profile-compare.v1",
-                "classes": classes,
-                "device": str(chosen),
-                "dtype": "float32",
-                "threads": threads,
-                "batch": 1,
-                "repeats": timings[names[0]].repeats,
-                "warmup": timings[names[0]].warmup,
-                "models": rows,
-            }
-        )
-        return
+        return rows, profiling.measure_in_turn(passes, device, repeats, on_progress=reporter)
+
+
+def _show_comparison(document: dict[str, Any]) -> None:
+    rows = document["models"]
     print_table(
-        f"batch 1, float32, {chosen}, {threads} threads, {repeats} passes in turn, {classes} classes; "
+        f"batch 1, float32, {document['device']}, {document['threads']} threads, "
+        f"{document['repeats']} passes in turn, {document['classes']} classes; "
         "GFLOPs are multiply-adds per view, each counted once",
-        ["model", "input", "params (M)", "GFLOPs", "ms median", "ms p90", f"times {names[0]}"],
+        [
+            *("model", "input", "params (M)", "GFLOPs", "ms median", "ms p90"),
+            f"times {rows[0]['model']}",
+        ],
         [
             [
                 row["model"],

@@ -365,7 +365,7 @@ def _report(
     info(f"  ogreg eval {folder} --frame-order shuffled   # how much needs the order of frames")
     info(f"  ogreg predict {video} -c {folder}")
     info(f"  ogreg visualize-gaze {video} -c {folder}")
-    info(f"  ogreg profile --model {loaded.recipe.model.name}")
+    info(f"  ogreg profile -c {folder}")
 
 
 def _videos(metrics: Any, splits: Splits) -> str:

@@ -315,12 +315,16 @@ def _plausible(state: Mapping[str, Tensor]) -> Iterator[tuple[str, dict[str, Any
         yield name, {**told[name], **options}
 
 
-def nearest_model(state: Mapping[str, Tensor]) -> Fit | None:
+def nearest_model(
+    state: Mapping[str, Tensor], token_selection: Mapping[str, Any] | None = None
+) -> Fit | None:
     """The model of the registry that shares most names and shapes with a foreign state dict; None if
     not a single tensor fits any.
     """
     best: Fit | None = None
     for model, options in _plausible(state):
+        if token_selection and find_model(model).places:
+            options = {**options, "token_selection": token_selection}
         try:
             found = compare(model, map_names(model, state), options=options)
         except OgregError:
@@ -404,7 +408,10 @@ def _refusal(
             fix=_train_from(source, "learns one"),
         )
     why, fix = fit.describe(), _train_from(source, "takes what fits")
-    nearest = nearest_model(state)
+    # Without it first: the weights may have none.
+    selection = fit.options.get("token_selection")
+    matches = [nearest_model(state), nearest_model(state, selection) if selection else None]
+    nearest = max((match for match in matches if match), key=lambda fit: fit.share, default=None)
     if nearest is None:
         return CheckpointError(
             f"{source} does not hold the weights of {fit.name()}",

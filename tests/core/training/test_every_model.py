@@ -102,7 +102,7 @@ ROWS = [
     Row("s3d", 5e-4, 70, 0.025, size=32, no_bf16_step=CPU_CONVOLUTION),
     Row("ogreg-n", 2e-3, 50, 0.1, size=32, options=FINE, time=1, space=2),
     Row("mvit-v1-b", 3e-4, 60, 0.1, time=0, space=4),
-    Row("swin3d-t", 1e-3, 100, 0.1, time=0, space=1),
+    Row("swin3d-t", 1e-3, 160, 0.1, time=0, space=1),
 ]
 NAMES = [f"{row.model}-selecting" if row.selects else row.model for row in ROWS]
 

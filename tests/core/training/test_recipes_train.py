@@ -174,5 +174,7 @@ def test_loaded_checkpoint_repeats_the_validation(trained: Trained) -> None:
     assert report.metrics.figures() == pytest.approx(validation.metrics.figures(), abs=1e-5)
     found, expected = report.scores.scores, validation.scores.scores
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
-    # Scores of an untrained model are alike; the clips are told apart by more than that.
-    assert (expected - expected[0]).abs().max() > 1e-4
+    # Scores of so short a training are alike, but not as much as that; only S3D's many batch norms, whose
+    # statistics are still those of the beginning, leave nothing of the clip.
+    if trained.name != "kinetics400-s3d":
+        assert (expected - expected[0]).abs().max() > 1e-4
