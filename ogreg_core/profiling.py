@@ -36,7 +36,7 @@ __all__ = [
 # convolution. fvcore's convention leaves them out; listing them keeps the list of uncounted
 # operators meaningful.
 _ELEMENTWISE_NAMES = """
-    adaptive_avg_pool3d add add_ amax amin avg_pool2d avg_pool3d clamp_min cosine_similarity div div_
+    adaptive_avg_pool3d add add_ addcmul addcmul_ amax amin avg_pool2d avg_pool3d clamp_min cosine_similarity div div_
     dropout_ exp expand_as fill_ gelu linalg_vector_norm max_pool2d max_pool3d mean mul mul_ ne neg pad
     pow repeat repeat_interleave rsub sigmoid softmax sort sqrt sub sum tensor_split upsample_bicubic2d
 """
