@@ -24,6 +24,7 @@ from ogreg_core.models.registry import create_model
 from ogreg_core.recipe import Recipe, builtin_recipes, load_recipe
 from ogreg_core.training.assemble import augmentation_of, mixing_of, optim_of
 from ogreg_core.training.optim import warmup_cosine
+from tests.core.test_recipes import head
 
 RECIPES = builtin_recipes()
 CLASSES = {"kinetics400": 400, "ssv2": 174, "diving48": 48}
@@ -278,16 +279,6 @@ INVERSE = {"kinetics400-xvit-b16", "ssv2-mvit-v2-s"} | {name for name in PEERS i
 
 def recipe_of(name: str) -> Recipe:
     return load_recipe(name).recipe
-
-
-def head(name: str) -> str:
-    """The comment at the top, without its marks, in one line."""
-    lines = []
-    for line in RECIPES[name].read_text().splitlines():
-        if not line.startswith("#"):
-            break
-        lines.append(line.removeprefix("#").strip())
-    return " ".join(lines)
 
 
 def parent_of(name: str) -> str | None:
