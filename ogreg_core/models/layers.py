@@ -10,7 +10,7 @@ Notation: B batch, N tokens, C channels, M heads.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
@@ -25,6 +25,7 @@ __all__ = [
     "attention_weights",
     "captured_inputs",
     "drop_path_rates",
+    "in_pieces",
     "split_heads",
 ]
 
@@ -85,6 +86,37 @@ class Mlp(nn.Sequential):
             nn.Linear(hidden, dim),
             nn.Dropout(dropout),
         )
+
+
+def in_pieces(function: Callable[..., Tensor], *tensors: Tensor, length: int) -> Tensor:
+    """``function(*tensors)``, evaluated ``length`` entries of the first dimension at a time where that
+    is faster: on the CPU, without gradients.
+
+    There an intermediate result of a whole clip goes out to main memory, into fresh pages, and comes
+    back for every operator; one of a piece stays in the processor's cache. A module inside ``function``
+    is then called once per piece, which its forward hooks see.
+
+    Args:
+        function: treats the entries independently of each other.
+        tensors: of one first dimension, ``[N, ...]``.
+        length: the most entries of a piece; the pieces are equally long to within one entry.
+    """
+    entries = tensors[0].shape[0]
+    whole = torch.is_grad_enabled() or tensors[0].device.type != "cpu"
+    # A compiler fuses by itself, and a trace should show every operator once.
+    if whole or torch.compiler.is_compiling() or torch.jit.is_tracing() or entries <= length:
+        return function(*tensors)
+    pieces = -(-entries // length)
+    out: Tensor | None = None
+    done = 0
+    for part in zip(*(tensor.tensor_split(pieces) for tensor in tensors), strict=True):
+        result = function(*part)
+        if out is None:
+            out = result.new_empty(entries, *result.shape[1:])
+        out[done : done + len(result)] = result
+        done += len(result)
+    assert out is not None
+    return out
 
 
 def drop_path_rates(last: float, blocks: int) -> list[float]:

@@ -42,6 +42,14 @@ from ogreg_core.models.layers import (
     attention_weights,
     captured_inputs,
     drop_path_rates,
+    in_pieces,
+)
+from ogreg_core.models.mdconv import (
+    MDConv,
+    depthwise_tap,
+    frame_dissimilarity,
+    modulated_conv,
+    modulation,
 )
 from ogreg_core.models.protocol import BlockMaps
 from ogreg_core.models.staged import StagedNetwork
@@ -59,79 +67,6 @@ __all__ = [
     "modulated_conv",
     "modulation",
 ]
-
-
-# --- the two paths as pure functions of tensors ------------------------------------------------
-
-
-def frame_dissimilarity(y: Tensor) -> Tensor:
-    """One minus the cosine of each position's feature with the same position one frame later.
-
-    Args:
-        y: features ``[B, T, H, W, C]``.
-
-    Returns:
-        ``[B, T-1, H, W]`` in [0, 2]; 0 where two frames agree up to a positive factor.
-    """
-    # Each norm once: F.cosine_similarity takes both sides' and makes normalised copies of them.
-    norm = torch.linalg.vector_norm(y, dim=-1).clamp_min(1e-8)
-    product = (y[:, :-1] * y[:, 1:]).sum(dim=-1)
-    return 1.0 - product / (norm[:, :-1] * norm[:, 1:])
-
-
-def modulation(dissimilarity: Tensor, sharpness: Tensor, offset: Tensor) -> Tensor:
-    """How far a block opens towards its temporal neighbours, per channel.
-
-    A sigmoid in the dissimilarity, shifted and rescaled so that it starts at exactly 0:
-    ``m = (sigmoid(a d + b) - sigmoid(b)) / (1 - sigmoid(b))``. For a > 0, m rises from 0 (two-
-    dimensional) towards 1 (three-dimensional).
-
-    Args:
-        dissimilarity: d, any shape ``[...]``.
-        sharpness: a, ``[C]``.
-        offset: b, ``[C]``.
-
-    Returns:
-        m, ``[..., C]``.
-    """
-    floor = torch.sigmoid(offset)
-    raised = torch.addcmul(offset, dissimilarity.unsqueeze(-1), sharpness).sigmoid()
-    return (raised - floor) / (1.0 - floor)
-
-
-def modulated_conv(
-    y: Tensor, weight: Tensor, m: Tensor | None, bias: Tensor | None = None
-) -> Tensor:
-    """Depthwise 3x3x3 convolution whose temporal taps are scaled by ``m``; zero padding in space
-    and time.
-
-    ``out[t] = K0 * y[t] + m[t-1] . (K- * y[t-1]) + m[t] . (K+ * y[t+1])``
-
-    Args:
-        y: features ``[B, T, H, W, C]``.
-        weight: ``[C, 1, 3, 3, 3]``, as a depthwise ``conv3d`` holds it.
-        m: modulation between frames t and t+1, broadcastable to ``[B, T-1, H, W, C]``; None leaves
-            the temporal taps out, which is the two-dimensional convolution.
-        bias: ``[C]``, added everywhere.
-
-    Returns:
-        ``[B, T, H, W, C]``.
-    """
-    batch, channels = y.shape[0], y.shape[-1]
-
-    def tap(frames: Tensor, index: int, bias: Tensor | None = None) -> Tensor:
-        # Channels-last memory read as NCHW: no copy, and the fast depthwise kernel on CPU and GPU.
-        images = rearrange(frames, "b t h w c -> (b t) c h w")
-        out = F.conv2d(images, weight[:, :, index], bias, padding=1, groups=channels)
-        return rearrange(out, "(b t) c h w -> b t h w c", b=batch)
-
-    out = tap(y, 1, bias)
-    if m is None or y.shape[1] == 1:
-        return out
-    # In place: padding and summing out of place would go through all features six more times.
-    out[:, 1:].addcmul_(m, tap(y[:, :-1], 0))
-    out[:, :-1].addcmul_(m, tap(y[:, 1:], 2))
-    return out
 
 
 def _repeat_edge_frames(x: Tensor, before: int, after: int, dim: int) -> Tensor:
@@ -188,6 +123,12 @@ VARIANTS = {
 }
 
 
+# What is evaluated at a time where pieces pay, see layers.in_pieces. Measured on two cores with ogreg-t
+# at 32x224: 1024 to 4096 tokens and 1 to 4 frames of 224x224 are equally fast.
+TOKENS_AT_ONCE = 2048
+PIXELS_AT_ONCE = 2 * 224 * 224
+
+
 # --- stems -------------------------------------------------------------------------------------
 
 
@@ -218,13 +159,15 @@ class ConvStem(nn.Module):
     """Two overlapping convolutions onto the same grid: ``[B, 3, T, H, W] -> [B, T/2, H/4, W/4,
     C]``.
 
-    3x3x3 with stride (2, 2, 2) to C/2, batch norm, GELU, then 1x3x3 with stride (1, 2, 2) to C.
+    3x3x3 with stride (2, 2, 2) to C/2, batch norm, GELU, then 1x3x3 with stride (1, 2, 2) to C. The
+    parameters are those of three-dimensional convolutions; they are evaluated as two-dimensional ones
+    over the three frames that a token frame sees, side by side as channels, which libraries do faster.
     """
 
     def __init__(self, dim: int) -> None:
         super().__init__()
         self.conv1 = nn.Conv3d(3, dim // 2, kernel_size=3, stride=2, padding=(0, 1, 1), bias=False)
-        self.bn1 = nn.BatchNorm3d(dim // 2)
+        self.bn1 = nn.BatchNorm2d(dim // 2)
         self.conv2 = nn.Conv3d(
             dim // 2, dim, kernel_size=(1, 3, 3), stride=(1, 2, 2), padding=(0, 1, 1)
         )
@@ -232,8 +175,23 @@ class ConvStem(nn.Module):
 
     def forward(self, clip: Tensor) -> Tensor:
         clip = _repeat_edge_frames(_pad_input(clip), 1, 0, dim=2)
-        x = self.conv2(F.gelu(self.bn1(self.conv1(clip))))
-        return self.norm(rearrange(x, "b c t h w -> b t h w c"))
+        batch, _, _, height, width = clip.shape
+        triples = rearrange(clip.unfold(2, 3, 2), "b c t h w k -> (b t) h w (c k)")
+        if self.training:  # batch norm looks at all frames together
+            tokens = self._embed(triples)
+        else:
+            length = max(1, PIXELS_AT_ONCE // (height * width))
+            tokens = in_pieces(self._embed, triples, length=length)
+        return rearrange(tokens, "(b t) h w c -> b t h w c", b=batch)
+
+    def _embed(self, triples: Tensor) -> Tensor:
+        """Three frames each, ``[N, H, W, 9]``, to tokens ``[N, H/4, W/4, C]``."""
+        # Channels-last memory read as NCHW: no copy, and the fast kernels on CPU and GPU.
+        x = rearrange(triples, "n h w c -> n c h w")
+        x = F.conv2d(x, self.conv1.weight.flatten(1, 2), stride=2, padding=1)
+        x = F.gelu(self.bn1(x))
+        x = F.conv2d(x, self.conv2.weight.squeeze(2), self.conv2.bias, stride=2, padding=1)
+        return self.norm(rearrange(x, "n c h w -> n h w c"))
 
 
 class PatchMerging(nn.Module):
@@ -287,9 +245,19 @@ class SoDA(nn.Module):
             images = F.avg_pool2d(images, self.stride, ceil_mode=True, count_include_pad=False)
             y = rearrange(images, "(b t) c h w -> b t h w c", b=batch)
         if self.position is not None:
-            volume = _repeat_edge_frames(rearrange(y, "b t h w c -> b c t h w"), 1, 1, dim=2)
-            y = y + rearrange(self.position(volume), "b c t h w -> b t h w c")
+            y = y + self._encoding(y, self.position)
         return y
+
+    @staticmethod
+    def _encoding(y: Tensor, position: nn.Conv3d) -> Tensor:
+        """The depthwise 3x3x3 convolution as three of images: torch's own is up to five times as slow
+        on a small grid, with its gradient.
+        """
+        frames = _repeat_edge_frames(y, 1, 1, dim=1)
+        past, centre, future = (frames.narrow(1, start, y.shape[1]) for start in range(3))
+        kernels = position.weight.unbind(dim=2)
+        out = depthwise_tap(centre, kernels[1], position.bias)
+        return out + depthwise_tap(past, kernels[0]) + depthwise_tap(future, kernels[2])
 
     def forward(self, y: Tensor) -> Tensor:
         batch, frames, height, width, _ = y.shape
@@ -314,50 +282,6 @@ class SoDA(nn.Module):
         return rearrange(received, "b (t h w) -> b t h w", t=coarse.shape[1], h=coarse.shape[2])
 
 
-class MDConv(nn.Module):
-    """Gaze: Modulated 2D/3D Convolution.
-
-    A depthwise 3x3x3 convolution whose temporal taps open with the dissimilarity of neighbouring
-    frames (:func:`frame_dissimilarity`, :func:`modulation`, :func:`modulated_conv`).
-
-    Args:
-        dim: channels C.
-        gaze, similarity: see :class:`OGReGConfig`.
-    """
-
-    def __init__(self, dim: int, gaze: str = "modulated", similarity: str = "position") -> None:
-        super().__init__()
-        self.gaze = gaze
-        self.similarity = similarity
-        self.weight = nn.Parameter(torch.empty(dim, 1, 3, 3, 3))
-        self.bias = nn.Parameter(torch.zeros(dim))
-        if gaze == "modulated":
-            self.sharpness = nn.Parameter(torch.full((dim,), INITIAL_SHARPNESS))
-            self.offset = nn.Parameter(torch.full((dim,), INITIAL_OFFSET))
-
-    def modulation(self, y: Tensor) -> Tensor | None:
-        """m for features ``[B, T, H, W, C]``, broadcastable to ``[B, T-1, H, W, C]``; None is 0."""
-        if self.gaze == "2d" or y.shape[1] == 1:
-            return None
-        if self.gaze == "3d":
-            return y.new_ones(1)
-        dissimilarity = frame_dissimilarity(y)
-        if self.similarity == "frame":
-            dissimilarity = dissimilarity.mean(dim=(2, 3), keepdim=True)
-        return modulation(dissimilarity, self.sharpness, self.offset)
-
-    def forward(self, y: Tensor) -> Tensor:
-        return modulated_conv(y, self.weight, self.modulation(y), self.bias)
-
-
-# Features change little from frame to frame (measured at initialisation on the demo motions, per
-# position: median 0.001 to 0.02, 99th percentile 0.2 to 0.7), so the sigmoid must be steep to answer
-# where something moves: m is 0.3 at d = 0.05 and 0.98 at d = 0.2. Measured on the demo motions, one
-# seed each, 25 epochs: a = 6 reaches 80 % top-1, 15 84 %, 30 90 %, 60 91 %; fixed to 3-D 81 %.
-INITIAL_SHARPNESS = 30.0
-INITIAL_OFFSET = -2.0
-
-
 class Block(nn.Module):
     """Pre-norm block: ``x + Proj(Glance(y) + Gaze(y))`` with ``y = LN(x)``, then ``x +
     MLP(LN(x))``.
@@ -375,7 +299,17 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.norm1(x)
-        x = x + self.drop_path(self.proj(self.glance(y) + self.gaze(y)))
+        seen = self.glance(y) + self.gaze(y)
+        if self.training:  # drop path draws per clip
+            return self._digest(x, seen)
+        tokens = in_pieces(
+            self._digest, x.flatten(0, -2), seen.flatten(0, -2), length=TOKENS_AT_ONCE
+        )
+        return tokens.view_as(x)
+
+    def _digest(self, x: Tensor, seen: Tensor) -> Tensor:
+        """What follows the two paths and treats each token by itself: ``[..., C]``."""
+        x = x + self.drop_path(self.proj(seen))
         return x + self.drop_path(self.mlp(self.norm2(x)))
 
 

@@ -117,7 +117,7 @@ def build_optimizer(model: nn.Module, settings: OptimSettings) -> Optimizer:
         for group in parameter_groups(model, settings)
     ]
     if settings.optimizer == "adamw":
-        return AdamW(groups, lr=settings.lr)
+        return AdamW(groups, lr=settings.lr, fused=True)
     nesterov = settings.optimizer == "nesterov"
     return SGD(groups, lr=settings.lr, momentum=settings.momentum, nesterov=nesterov)
 

@@ -1,9 +1,20 @@
 from __future__ import annotations
 
+import warnings
+
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torchvision.ops import MLP, StochasticDepth
 
-from ogreg_core.models.layers import DropPath, Mlp, attend, attention_weights, split_heads
+from ogreg_core.models.layers import (
+    DropPath,
+    Mlp,
+    attend,
+    attention_weights,
+    in_pieces,
+    split_heads,
+)
 
 
 def test_mlp_equals_torchvision_with_the_same_names():
@@ -33,3 +44,50 @@ def test_attention_is_softmax_of_scaled_products():
     torch.testing.assert_close(weights.sum(-1), torch.ones(2, 3, 7, dtype=torch.float64))
     expected = (weights @ v).transpose(1, 2).flatten(2)
     torch.testing.assert_close(attend(qkv, 3), expected)
+
+
+class TestInPieces:
+    """A position-wise function in pieces is the function, wherever pieces are taken."""
+
+    def pieces(self, function, *tensors, length):
+        lengths = []
+
+        def watched(*parts):
+            lengths.append(parts[0].shape[0])
+            return function(*parts)
+
+        return in_pieces(watched, *tensors, length=length), lengths
+
+    @given(entries=st.integers(1, 40), length=st.integers(1, 50))
+    @settings(deadline=None)
+    def test_result_and_lengths(self, entries, length):
+        x, y = torch.randn(entries, 3), torch.randn(entries, 2)
+        function = lambda x, y: torch.cat([x * 2, y], dim=1)  # noqa: E731
+        with torch.no_grad():
+            out, lengths = self.pieces(function, x, y, length=length)
+        assert torch.equal(out, function(x, y))
+        assert sum(lengths) == entries
+        assert max(lengths) <= length
+        assert max(lengths) - min(lengths) <= 1
+
+    def test_whole_where_a_gradient_is_wanted(self):
+        x = torch.randn(9, 3)
+        assert self.pieces(torch.exp, x, length=2)[1] == [9]
+        with torch.no_grad():
+            assert self.pieces(torch.exp, x, length=2)[1] == [2, 2, 2, 2, 1]
+            assert self.pieces(torch.exp, x.to("meta"), length=2)[1] == [9]
+
+    def test_whole_for_a_compiler_and_a_trace(self):
+        seen = []
+
+        class Model(torch.nn.Module):
+            def forward(self, x):
+                return in_pieces(lambda part: seen.append(len(part)) or part * 2, x, length=2)
+
+        with torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            torch.jit.trace(Model(), torch.randn(6, 2), check_trace=False)
+            assert seen == [6]
+            exported = torch.export.export(Model(), (torch.randn(6, 2),)).module()
+        x = torch.randn(6, 2)
+        torch.testing.assert_close(exported(x), x * 2)

@@ -11,14 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from ogreg_core.models.ogreg import (
-    MDConv,
-    SoDA,
-    build_ogreg,
-    frame_dissimilarity,
-    modulated_conv,
-    modulation,
-)
+from ogreg_core.models.mdconv import MDConv, frame_dissimilarity, modulated_conv, modulation
+from ogreg_core.models.ogreg import SoDA, build_ogreg
 from ogreg_core.models.weights import initialise
 
 SMALL = {"strides": (4, 2, 1, 1)}
@@ -75,6 +69,7 @@ class TestMDConv:
 
     def test_one_frame_is_the_2d_convolution(self):
         layer, flat = MDConv(4), MDConv(4, gaze="2d")
+        nn.init.normal_(layer.weight)
         flat.load_state_dict(
             {k: v for k, v in layer.state_dict().items() if k in flat.state_dict()}
         )
@@ -87,6 +82,31 @@ class TestMDConv:
         nn.init.normal_(layer.weight)
         y = torch.randn(1, 3, 3, 3, 2, dtype=torch.float64, requires_grad=True)
         assert torch.autograd.gradcheck(layer, (y,))
+
+    @pytest.mark.parametrize("content", ["random", "still", "blank"])
+    def test_the_written_out_gradient_is_that_of_the_definition(self, content):
+        torch.manual_seed(0)
+        layer = MDConv(5).double()
+        nn.init.normal_(layer.weight)
+        nn.init.normal_(layer.bias)
+        y = torch.randn(2, 4, 3, 5, 5, dtype=torch.float64)
+        if content == "still":
+            y = y[:, :1].expand(-1, 4, -1, -1, -1).clone()
+        elif content == "blank":  # features of norm 0 beside others
+            y[:, 1:3, :, 2:] = 0.0
+        y.requires_grad_()
+        inputs = [y, *layer.parameters()]
+        m = modulation(frame_dissimilarity(y), layer.sharpness, layer.offset)
+        defined = modulated_conv(y, layer.weight, m, layer.bias)
+        weights = torch.randn_like(defined)
+        expected = torch.autograd.grad((defined * weights).sum(), inputs)
+        out = layer(y)
+        assert type(out.grad_fn).__name__ == "_GazeBackward"
+        torch.testing.assert_close(out, defined)
+        # Beside a feature of norm 0 gradients reach 1e8, and what is left of their sums is coarse.
+        torch.testing.assert_close(
+            torch.autograd.grad((out * weights).sum(), inputs), expected, rtol=1e-6, atol=1e-5
+        )
 
     def test_gradients_reach_sharpness_and_offset(self):
         layer = MDConv(4)
@@ -132,6 +152,15 @@ class TestDissimilarity:
 
 
 class TestSoDA:
+    def test_the_positional_encoding_is_a_conv3d_that_repeats_the_edge_frames(self):
+        layer = SoDA(6, heads=2, stride=1)
+        nn.init.normal_(layer.position.weight)
+        y = torch.randn(2, 4, 5, 3, 6)
+        volume = y.permute(0, 4, 1, 2, 3)
+        volume = F.pad(volume, (0, 0, 0, 0, 1, 1), mode="replicate")
+        expected = y + layer.position(volume).permute(0, 2, 3, 4, 1)
+        torch.testing.assert_close(layer.coarse(y), expected, atol=1e-5, rtol=1e-5)
+
     def test_stride_one_is_multihead_attention(self):
         ours = SoDA(12, heads=3, stride=1, position=False)
         reference = nn.MultiheadAttention(12, 3, batch_first=True)
