@@ -7,8 +7,6 @@ import os
 import sys
 
 from ogreg_cli.app import app
-from ogreg_cli.console import emit_json, error_document, explain, fail
-from ogreg_core.errors import EnvironmentFault, LostPeer, OutOfMemory, UsageError, VideoError
 from ogreg_core.launching import is_silent
 
 _USAGE, _INTERRUPTED = 2, 130
@@ -23,19 +21,35 @@ def main() -> None:
     try:
         app(prog_name="ogreg")
     except SystemExit as stop:
-        if stop.code == _USAGE and "--json" in sys.argv:
-            # Typer has told the person on stderr; the program gets its document too.
-            emit_json(error_document(UsageError("wrong usage, see stderr", fix="ogreg --help")))
-        if stop.code == _INTERRUPTED:
-            # Typer leaves without a word on Ctrl-C.
-            sys.exit(fail(KeyboardInterrupt()))
+        _explain_exit(stop.code)
         raise
     except Exception as error:  # the one place where errors become sentences
+        # Imported late, here and below: help never needs it.
+        from ogreg_cli.console import fail
+
         sys.exit(_fail_quietly(error) if is_silent() else fail(error))
+
+
+def _explain_exit(code: object) -> None:
+    """Say what Typer, which leaves on its own after these, does not say."""
+    if code == _USAGE and "--json" in sys.argv:
+        from ogreg_cli.console import emit_json, error_document
+        from ogreg_core.errors import UsageError
+
+        # Typer has told the person on stderr; the program gets its document too.
+        emit_json(error_document(UsageError("wrong usage, see stderr", fix="ogreg --help")))
+    if code == _INTERRUPTED:
+        from ogreg_cli.console import fail
+
+        # Typer leaves without a word on Ctrl-C.
+        sys.exit(fail(KeyboardInterrupt()))
 
 
 def _fail_quietly(error: Exception) -> int:
     """Of several processes the main one speaks for all, unless something happened to another."""
+    from ogreg_cli.console import explain
+    from ogreg_core.errors import EnvironmentFault, LostPeer, OutOfMemory, VideoError
+
     known = explain(error)
     of_its_own = isinstance(known, (VideoError, EnvironmentFault, OutOfMemory))
     if (of_its_own and not isinstance(known, LostPeer)) or known.kind == "internal":

@@ -21,6 +21,7 @@ from ogreg_cli.console import (
     print_table,
     result,
 )
+from ogreg_cli.imports import uncollected
 from ogreg_core.errors import UsageError, VideoError, WorkFailed
 
 if TYPE_CHECKING:
@@ -56,8 +57,9 @@ def predict(
     files = list_videos(videos)
     path, origin = choose_checkpoint(checkpoint)
     loading()
-    from ogreg_core.devices import pick_device
-    from ogreg_core.inference import Predictor
+    with uncollected():
+        from ogreg_core.devices import pick_device
+        from ogreg_core.inference import Predictor
 
     predictor = Predictor.from_checkpoint(path, pick_device(device))
     info(f"weights: {path} ({origin})")

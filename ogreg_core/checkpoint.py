@@ -22,6 +22,7 @@ from ogreg_core.data.sampling import ClipSampling
 from ogreg_core.data.transforms import TestCrops
 from ogreg_core.errors import CheckpointError, UsageError
 from ogreg_core.files import write_atomic
+from ogreg_core.models.initialisation import without_random_weights
 from ogreg_core.models.registry import create_model
 
 __all__ = ["CheckpointInfo", "load_checkpoint", "load_model", "save_checkpoint"]
@@ -163,13 +164,14 @@ def load_model(path: str | Path) -> tuple[nn.Module, CheckpointInfo]:
     """
     state, info = load_checkpoint(path)
     try:
-        model = create_model(
-            info.model,
-            len(info.labels),
-            frames=info.sampling.frames,
-            size=info.size,
-            **info.options,
-        )
+        with without_random_weights():
+            model = create_model(
+                info.model,
+                len(info.labels),
+                frames=info.sampling.frames,
+                size=info.size,
+                **info.options,
+            )
         model.load_state_dict(state)
     except (UsageError, RuntimeError, TypeError, ValueError) as error:
         raise CheckpointError(

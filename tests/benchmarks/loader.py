@@ -1,22 +1,20 @@
 """Training clips per second from raw files and from their copies, beside plain decord and PyAV loops.
 
-Run by name, not by pytest: ``python tests/benchmarks/loader.py [--repeats N] [--json FILE]``. One
-process, one thread, all ways in turn in each round; medians of processor time over the rounds, which
-other processes disturb less than wall time (both are printed). The videos are made here, ten seconds
-with x264's defaults, unless ``--video`` names some.
+Run by name, not by pytest: ``PYTHONPATH=. python tests/benchmarks/loader.py [--repeats N]``. One process,
+one thread, all ways in turn in each round; medians of processor time over the rounds, which other processes
+disturb less than wall time (both are recorded). The videos are made here, ten seconds with x264's defaults,
+unless ``--video`` names some.
 """
 
 from __future__ import annotations
 
-import argparse
 import functools
-import json
 import math
 import random
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -33,6 +31,7 @@ from ogreg_core.data.sampling import ClipSampling, train_indices
 from ogreg_core.data.transforms import Augmentation, scaled_size
 from ogreg_core.video import VideoReader, probe
 from ogreg_core.video.transcode import TranscodeSettings, transcode
+from tests.benchmarks.record import build_parser, finish
 
 import decord  # isort: skip  # after torch, see ogreg_core/video/decoders.py
 
@@ -85,13 +84,13 @@ def moving_layers(height: int, width: int, noise: float, frames: int) -> Iterato
         yield image.clamp(0, 255).byte().permute(1, 2, 0)
 
 
-def make_video(path: Path, height: int, width: int, noise: float) -> None:
-    """Ten seconds of moving layers, encoded with x264's defaults."""
+def make_video(path: Path, height: int, width: int, noise: float, frames: int = 300) -> None:
+    """Ten seconds of moving layers, or as many frames as are said, encoded with x264's defaults."""
     with av.open(str(path), "w") as container:
         stream = container.add_stream("libx264", rate=30)
         stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
         stream.codec_context.gop_size = 250  # x264's own; PyAV's FFmpeg says 12.
-        for pixels in moving_layers(height, width, noise, 300):
+        for pixels in moving_layers(height, width, noise, frames):
             frame = av.VideoFrame.from_ndarray(pixels.numpy(), format="rgb24")
             container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
@@ -209,8 +208,6 @@ def compare(
         "video": name,
         "raw_bytes": raw.stat().st_size,
         "copy_bytes": copy.stat().st_size,
-        "repeats": repeats,
-        "torch_threads": torch.get_num_threads(),
         "clips_per_cpu_second": {way: round(1 / value, 2) for way, value in seconds.items()},
         "clips_per_second": {
             way: round(1 / statistics.median(values), 2) for way, values in wall.items()
@@ -219,25 +216,21 @@ def compare(
     }
 
 
-def table(results: list[dict[str, Any]]) -> str:
-    """Clips per second of processor time, and how many times the plain decord loop that is."""
-    heads = [f"{result['video']}, {result['clip']}" for result in results]
-    lines = ["| | " + " | ".join(heads) + " |", "|---" * (len(heads) + 1) + "|"]
-    for way in results[0]["clips_per_cpu_second"]:
-        cells = [
-            f"{result['clips_per_cpu_second'][way]:.1f} ({result['times_plain_decord'][way]:.1f}x)"
-            for result in results
-        ]
-        lines.append(f"| {way} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+def rows_of(result: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """A row per way of reading one video."""
+    about = {key: result[key] for key in ("video", "clip", "raw_bytes", "copy_bytes")}
+    return [
+        about
+        | {"way": way}
+        | {key: result[key][way] for key in result if isinstance(result[key], dict)}
+        for way in result["times_plain_decord"]
+    ]
 
 
 def main() -> None:
     """Make the videos and their copies, and compare all ways of reading them."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--repeats", type=int, default=7)
+    parser = build_parser(__doc__, repeats=7)
     parser.add_argument("--video", type=Path, action="append", default=[], help="instead of made")
-    parser.add_argument("--json", type=Path, help="file to which each result is appended as a line")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     results = []
@@ -252,11 +245,7 @@ def main() -> None:
             for clip, sampling in CLIPS.items():
                 result = {"clip": clip} | compare(name, raw, copy, sampling, arguments.repeats)
                 results.append(result)
-                print(json.dumps(result), flush=True)  # noqa: T201
-                if arguments.json:
-                    with arguments.json.open("a", encoding="utf-8") as file:
-                        file.write(json.dumps(result) + "\n")
-    print(table(results))  # noqa: T201
+    finish("loader", arguments, [row for result in results for row in rows_of(result)])
 
 
 if __name__ == "__main__":

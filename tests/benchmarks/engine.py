@@ -1,20 +1,19 @@
 """What the training engine costs beside a bare loop on the same batches, and what its knobs change.
 
-Run by name, not by pytest: ``PYTHONPATH=. python tests/benchmarks/training.py [--repeats 7] [--steps 8]``.
-Prints one JSON document per measurement. Times are compared within this process only, in turn; ratios are of
-medians of processor time and of wall time.
+Run by name, not by pytest: ``PYTHONPATH=. python tests/benchmarks/engine.py [--repeats 7] [--steps 8]``.
+Times are compared within this process only, in turn; ratios are of medians of processor time and of wall
+time.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -36,6 +35,7 @@ from ogreg_core.training.loop import Trainer
 from ogreg_core.training.optim import OptimSettings, build_optimizer, build_schedule
 from ogreg_core.training.rehearsal import invented_batch
 from ogreg_core.training.step import StepSettings, TrainStep
+from tests.benchmarks.record import build_parser, finish
 
 
 class Remembered(ClipDataset):
@@ -100,7 +100,7 @@ def timed(work: Callable[[], object]) -> tuple[float, float]:
     return time.perf_counter() - wall, time.process_time() - cpu
 
 
-def overhead(repeats: int, steps: int) -> dict[str, object]:
+def overhead(repeats: int, steps: int) -> dict[str, Any]:
     """An epoch of the trainer, with loader, metrics file and TensorBoard, over one of a bare loop."""
     with tempfile.TemporaryDirectory() as name, StopRequest() as stop:
         trainer = demo_trainer(Path(name), steps)
@@ -132,8 +132,6 @@ def overhead(repeats: int, steps: int) -> dict[str, object]:
         "measured": "engine over a bare loop",
         "steps": len(batches),
         "clips_per_step": trainer.step.settings.clips_per_step,
-        "repeats": repeats,
-        "threads": torch.get_num_threads(),
         "bare_step_s": wall["bare"] / len(batches),
         "wall_ratio": wall["engine"] / wall["bare"],
         "processor_ratio": cpu["engine"] / cpu["bare"],
@@ -166,7 +164,7 @@ def kept_mb(step: TrainStep, batches: list[TrainBatch]) -> float:
     return total / len(batches) / 2**20
 
 
-def knobs(repeats: int, stem: str) -> dict[str, object]:
+def knobs(repeats: int, stem: str) -> dict[str, Any]:
     """Time and activations of a step of sixteen demo clips with each knob, over those without."""
     plain = StepSettings(16, 5.0, Mixing(), 0, "fp32", (0.5,) * 3, (0.2,) * 3)
     whole = invented_batch(16, 16, 64, 16)
@@ -196,8 +194,6 @@ def knobs(repeats: int, stem: str) -> dict[str, object]:
     return {
         "measured": "knobs over a plain step",
         "stem": stem,
-        "repeats": repeats,
-        "threads": torch.get_num_threads(),
         "time_ratio": {name: value / medians["plain"] for name, value in medians.items()},
         "activations_ratio": {
             name: value / activations["plain"] for name, value in activations.items()
@@ -205,15 +201,23 @@ def knobs(repeats: int, stem: str) -> dict[str, object]:
     }
 
 
+def rows_of(measured: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """A row per knob."""
+    ratios = {key: value for key, value in measured.items() if isinstance(value, dict)}
+    about = {key: value for key, value in measured.items() if key not in ratios}
+    names = ratios["time_ratio"]
+    return [about | {"knob": n} | {key: r[n] for key, r in ratios.items()} for n in names]
+
+
 def main() -> None:
     """Measure the overhead, then the knobs with both stems."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--repeats", type=int, default=7)
+    parser = build_parser(__doc__, repeats=7)
     parser.add_argument("--steps", type=int, default=8)
-    arguments = parser.parse_args()
-    print(json.dumps(overhead(arguments.repeats, arguments.steps)))  # noqa: T201
+    options = parser.parse_args()
+    rows = [overhead(options.repeats, options.steps)]
     for stem in ("conv", "patch"):
-        print(json.dumps(knobs(arguments.repeats, stem)))  # noqa: T201
+        rows += rows_of(knobs(options.repeats, stem))
+    finish("engine", options, rows)
 
 
 if __name__ == "__main__":
