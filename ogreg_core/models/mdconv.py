@@ -27,6 +27,8 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from ogreg_core.models.kernels import mdconv as kernels
+
 __all__ = ["MDConv", "depthwise_tap", "frame_dissimilarity", "modulated_conv", "modulation"]
 
 SMALLEST_NORM = 1e-8
@@ -242,15 +244,17 @@ class MDConv(nn.Module):
         return modulation(dissimilarity, self.sharpness, self.offset)
 
     def forward(self, y: Tensor) -> Tensor:
-        if self._gradient_is_written_out(y):
-            return _Gaze.apply(y, self.weight, self.bias, self.sharpness, self.offset)
+        if self.gaze == "modulated" and self.similarity == "position" and y.shape[1] > 1:
+            parameters = self.weight, self.bias, self.sharpness, self.offset
+            if kernels.can_use(y):
+                return kernels.gaze(y, *parameters)
+            if self._gradient_is_written_out(y):
+                return _Gaze.apply(y, *parameters)
         return modulated_conv(y, self.weight, self.modulation(y), self.bias)
 
     def _gradient_is_written_out(self, y: Tensor) -> bool:
-        published = self.gaze == "modulated" and self.similarity == "position" and y.shape[1] > 1
         # A compiler and a trace see through torch's own operators only.
         seen_through = torch.compiler.is_compiling() or torch.jit.is_tracing()
-        wanted = torch.is_grad_enabled() and not seen_through
         # Under autocast the convolution changes type between what is saved.
         mixed = y.dtype != self.weight.dtype or torch.is_autocast_enabled(y.device.type)
-        return published and wanted and not mixed
+        return torch.is_grad_enabled() and not seen_through and not mixed

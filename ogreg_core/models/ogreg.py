@@ -44,13 +44,7 @@ from ogreg_core.models.layers import (
     drop_path_rates,
     in_pieces,
 )
-from ogreg_core.models.mdconv import (
-    MDConv,
-    depthwise_tap,
-    frame_dissimilarity,
-    modulated_conv,
-    modulation,
-)
+from ogreg_core.models.mdconv import MDConv, depthwise_tap, frame_dissimilarity
 from ogreg_core.models.protocol import BlockMaps
 from ogreg_core.models.staged import StagedNetwork
 
@@ -63,9 +57,6 @@ __all__ = [
     "SoDA",
     "Stage",
     "build_ogreg",
-    "frame_dissimilarity",
-    "modulated_conv",
-    "modulation",
 ]
 
 
