@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ogreg_cli.console import info
 from ogreg_core.errors import CheckpointError, UsageError
+from ogreg_core.pretrained import BUILT_IN
+
+if TYPE_CHECKING:
+    import torch
+
+    from ogreg_core.inference import Predictor
 
 Json = Annotated[
     bool, typer.Option("--json", help="One JSON document on stdout instead of a table.")
@@ -35,9 +42,20 @@ Checkpoint = Annotated[
     typer.Option(
         "--checkpoint",
         "-c",
-        help="Checkpoint file or run folder. Default: $OGREG_CHECKPOINT, else the newest run under runs/train.",
+        help="Checkpoint file or run folder. Default: $OGREG_CHECKPOINT, else the weights in the package.",
         metavar="FILE|RUN",
     ),
+]
+Pretrained = Annotated[
+    bool,
+    typer.Option(
+        "--pretrained",
+        help="With --model: torchvision's weights for Kinetics-400, from its cache or the network.",
+    ),
+]
+PretrainedModel = Annotated[
+    str | None,
+    typer.Option("--model", help="Model whose published weights to use.", metavar="NAME"),
 ]
 
 Option = Annotated[
@@ -102,30 +120,6 @@ def _selection_of(model: str, texts: Sequence[str]) -> dict[str, Any]:
     return TokenSelectionTable.model_validate(keeps).model_dump()
 
 
-def selection_words(selection: Mapping[str, Any]) -> list[str]:
-    """Token selection as ``--select`` takes it: ``["time:1:0.5", "space:2:0.7367"]``."""
-    return [
-        f"{kind}:{keep['before']}:{keep['ratio']:g}"
-        for kind in ("time", "space")
-        for keep in selection.get(kind, ())
-    ]
-
-
-def option_words(options: Mapping[str, Any]) -> Iterator[str]:
-    """Options of a model for the eye: ``stem=patch``, ``select=time:1:0.5 space:2:0.7367``, ``gta
-    after stage 3``.
-    """
-    for key, value in options.items():
-        if key == "token_selection":
-            yield f"select={' '.join(selection_words(value))}"
-        elif key == "gta":
-            stages = ", ".join(map(str, value["stages"]))
-            choices = " ".join(f"{name}={choice}" for name, choice in value["options"].items())
-            yield f"gta after stage {stages}" + (f" ({choices})" if choices else "")
-        else:
-            yield f"{key}={value}"
-
-
 def default_loader_workers() -> int:
     """Enough processes to keep the model busy, no more than there are cores for every process of
     the job on this machine.
@@ -140,7 +134,7 @@ def choose_checkpoint(given: str | None) -> tuple[Path, str]:
     """The checkpoint file to use and the words for where it came from.
 
     Raises:
-        CheckpointError: none given and none found, or the given one does not exist.
+        CheckpointError: the given one does not exist.
     """
     from ogreg_core.runs import find_checkpoint
 
@@ -149,19 +143,45 @@ def choose_checkpoint(given: str | None) -> tuple[Path, str]:
     elif variable := os.environ.get("OGREG_CHECKPOINT"):
         path, origin = find_checkpoint(variable), "$OGREG_CHECKPOINT"
     else:
-        found = [*Path("runs/train").glob("*/*/checkpoints/best.safetensors")]
-        if not found:
-            raise CheckpointError(
-                "there are no weights to use",
-                why="no --checkpoint, no $OGREG_CHECKPOINT, no finished run under runs/train",
-                fix="ogreg train recipes/demo.toml, or --checkpoint FILE",
-            )
-        path, origin = (
-            max(found, key=lambda file: file.stat().st_mtime),
-            "newest run under runs/train",
-        )
+        return BUILT_IN, "in the package: sixteen motions of drawn shapes, no human actions"
     if not path.is_file():
         raise CheckpointError(
             f"checkpoint {path} does not exist", where=origin, fix="check the path"
         )
     return path, origin
+
+
+def load_predictor(
+    checkpoint: str | None, model: str | None, pretrained: bool, device: torch.device
+) -> Predictor:
+    """What predicts: published weights of a model, or a checkpoint; says in one line which.
+
+    Args:
+        checkpoint, model, pretrained: of the command line.
+        device: where to run.
+
+    Raises:
+        UsageError: contradicting options.
+        CheckpointError: missing or broken.
+    """
+    from ogreg_core.inference import Predictor
+    from ogreg_core.pretrained import load_pretrained
+
+    if pretrained or model:
+        if checkpoint:
+            raise UsageError("--checkpoint and --pretrained exclude each other")
+        if not (pretrained and model):
+            raise UsageError(
+                "--model and --pretrained go together",
+                why="a model has no weights by itself",
+                fix=f"--model {model or 'swin3d-t'} --pretrained",
+            )
+        predictor = Predictor(*load_pretrained(model), device)
+        info(f"weights: torchvision's {predictor.info.recipe}, Kinetics-400 (--pretrained)")
+        return predictor
+    path, origin = choose_checkpoint(checkpoint)
+    predictor = Predictor.from_checkpoint(path, device)
+    # A file in the package has no place that means anything to a reader.
+    name = predictor.info.model if path == BUILT_IN else str(path)
+    info(f"weights: {name} ({origin})")
+    return predictor

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Mapping
-from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -16,12 +15,12 @@ from ogreg_cli.common import (
     Option,
     Select,
     is_typed,
-    option_words,
     read_options,
-    selection_words,
 )
 from ogreg_cli.console import emit_json, loading, print_table
 from ogreg_core.errors import UsageError
+from ogreg_core.models.option_words import model_words, selection_words
+from ogreg_core.pretrained import PUBLISHED, UsualTest
 
 if TYPE_CHECKING:
     from ogreg_core.checkpoint import CheckpointInfo
@@ -48,47 +47,6 @@ class Short(str, Enum):
 
     loop = "loop"
     clamp = "clamp"
-
-
-@dataclass(frozen=True)
-class UsualTest:
-    """How weights of a model are tested; their frames and size are those of the registry.
-
-    Args:
-        sampling, stride, fps, short: see :class:`ogreg_core.data.sampling.ClipSampling`.
-        resize: short side over crop.
-        clips, crops: views per video.
-    """
-
-    sampling: Sampling = Sampling.dense
-    stride: int = 2
-    fps: float = 0.0
-    short: Short = Short.loop
-    resize: float = 256 / 224
-    clips: int = 1
-    crops: int = 1
-
-
-_SWIN = UsualTest(resize=1, clips=4, crops=3)
-_MVIT = UsualTest(stride=4, fps=30, short=Short.clamp, clips=5)
-_FOCALNET = UsualTest(Sampling.uniform, stride=1, resize=1, clips=4, crops=3)
-_XVIT = UsualTest(stride=16, fps=30, short=Short.clamp, resize=1, crops=3)
-
-# How Kinetics weights were tested by those who published them. torchvision resizes to 256 for Swin,
-# whose authors resize to the crop for their 4x3 views.
-PUBLISHED = {
-    "video-focalnet-t": _FOCALNET,
-    "video-focalnet-s": _FOCALNET,
-    "video-focalnet-b": _FOCALNET,
-    "xvit-b16": _XVIT,
-    "swin3d-t": _SWIN,
-    "swin3d-s": _SWIN,
-    "swin3d-b": _SWIN,
-    "mvit-v1-b": _MVIT,
-    "mvit-v2-s": _MVIT,
-    "r2plus1d-18": UsualTest(stride=1, fps=15, clips=5),
-    "s3d": UsualTest(stride=1, fps=15),
-}
 
 
 def convert(
@@ -180,16 +138,17 @@ def settle_test(params: Mapping[str, Any]) -> dict[str, Any]:
     usual = PUBLISHED.get(params["model"], UsualTest())
 
     def typed(name: str, default: Any) -> Any:
-        return default if params[name] is None else params[name]
+        value = params[name]
+        return default if value is None else value.value if isinstance(value, Enum) else value
 
     size = typed("size", entry.size)
-    dense = typed("sampling", usual.sampling) is Sampling.dense
+    dense = typed("sampling", usual.sampling) == "dense"
     test = {
         "sampling": "dense" if dense else "uniform",
         "frames": typed("frames", entry.frames),
         "stride": typed("stride", usual.stride) if dense else 1,
         "fps": typed("fps", usual.fps) if dense else 0.0,
-        "short": typed("short", usual.short).value if dense else "loop",
+        "short": typed("short", usual.short) if dense else "loop",
         "size": size,
         "short_side": typed("short_side", round(size * usual.resize)),
         "clips": typed("clips", usual.clips),
@@ -324,7 +283,7 @@ def _show(
         )
         return
     rows = [
-        ["model", ", ".join([done.model, *option_words(done.options)])],
+        ["model", model_words(done.model, done.options)],
         ["tensors", f"{done.tensors}, all from {checkpoint}"],
         ["parameters", f"{done.parameters / 1e6:.2f} M"],
         ["left out", _listed(done.left_out)],

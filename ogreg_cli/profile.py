@@ -2,342 +2,281 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import partial
-from typing import TYPE_CHECKING, Annotated, Any
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
-from ogreg_cli.common import (
-    Device,
-    Json,
-    Option,
-    Select,
-    choose_checkpoint,
-    is_typed,
-    option_words,
-    read_options,
+from ogreg_cli.common import Device, Json, Option, Select, choose_checkpoint, is_typed, read_options
+from ogreg_cli.console import Reporter, emit_json, info, loading
+from ogreg_cli.profile_arguments import (
+    Dtype,
+    Format,
+    check_plot,
+    names_in,
+    numbers_in,
+    refuse_nonsense,
+    sweep_in,
+    views_in,
 )
-from ogreg_cli.console import Reporter, emit_json, info, loading, print_table
-from ogreg_core.errors import UsageError
+from ogreg_cli.profile_show import notes_on, show
 
 if TYPE_CHECKING:
-    import torch
-    from torch import nn
-
-    from ogreg_core.profiling import Timing
+    from ogreg_core.profiling.passes import Settings
+    from ogreg_core.profiling.subject import Subject
+    from ogreg_core.profiling.sweep import Over
 
 EXAMPLES = (
-    "Examples: ogreg profile --frames 16 | ogreg profile --model ogreg-n --size 112 --batch 8 --json | "
-    "ogreg profile --select time:1:0.5 | ogreg profile --checkpoint runs/train/demo/1 | "
-    "ogreg profile --compare ogreg-t,swin3d-t,mvit-v2-s --frames 16"
+    "Examples: ogreg profile --frames 16 | ogreg profile --model ogreg-n --size 112 --batches 1,8 --json | "
+    "ogreg profile --select time:1:0.5 --depth 2 | ogreg profile --checkpoint runs/train/demo/1 | "
+    "ogreg profile --compare ogreg-t,swin3d-t,mvit-v2-s --frames 16 --plot cost.png | "
+    "ogreg profile --compare ogreg-t,swin3d-t --sweep frames=8,16,32 | "
+    "ogreg profile -c runs/train/demo/1 --clip clip.mp4 | ogreg profile --train --dtype bf16 --compile"
 )
-_ALL = "all"
+
+_WHAT, _HOW, _OUTPUT = "What is profiled", "How it is measured", "What is shown"
 
 
 def profile(
     ctx: typer.Context,
-    model: Annotated[str, typer.Option(help="Name, see `ogreg models`.")] = "ogreg-t",
-    compare: Annotated[
-        str | None,
-        typer.Option(
-            help="Several models side by side, timed in turn; ratios are to the first.",
-            metavar="NAME,NAME,...|all",
-        ),
-    ] = None,
-    frames: Annotated[
-        int | None, typer.Option(min=1, help="Frames per clip; default: the model's usual.")
-    ] = None,
-    size: Annotated[
-        int | None, typer.Option(min=32, help="Side in pixels; default: the model's usual.")
-    ] = None,
-    classes: Annotated[int, typer.Option(min=1, help="Size of the head.")] = 400,
-    batch: Annotated[
-        int, typer.Option(min=1, help="Clips per forward pass for the throughput.")
-    ] = 4,
-    option: Option = None,
-    select: Select = None,
+    model: Annotated[
+        str, typer.Option(help="Name, see `ogreg models`.", rich_help_panel=_WHAT)
+    ] = "ogreg-t",
     checkpoint: Annotated[
         str | None,
         typer.Option(
             "--checkpoint",
             "-c",
-            help="What was trained, with its options, classes and input.",
+            help="What was trained, with its options, classes, input and views.",
             metavar="FILE|RUN",
+            rich_help_panel=_WHAT,
         ),
     ] = None,
-    repeats: Annotated[int, typer.Option(min=1, help="Timed passes.")] = 5,
+    compare: Annotated[
+        str | None,
+        typer.Option(
+            help="Several models side by side, timed in turn; ratios are to the first.",
+            metavar="NAME,NAME,...|all",
+            rich_help_panel=_WHAT,
+        ),
+    ] = None,
+    sweep: Annotated[
+        str | None,
+        typer.Option(
+            help="Cost of --model or --compare at several frames, size or batch.",
+            metavar="WHAT=N,N,...",
+            rich_help_panel=_WHAT,
+        ),
+    ] = None,
+    clip: Annotated[
+        Path | None,
+        typer.Option(
+            help="Run on the centre view of this video, and say what it decides about the work; with "
+            "--checkpoint.",
+            metavar="VIDEO",
+            rich_help_panel=_WHAT,
+        ),
+    ] = None,
+    frames: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Frames per clip; default: the model's usual.", rich_help_panel=_WHAT
+        ),
+    ] = None,
+    size: Annotated[
+        int | None,
+        typer.Option(
+            min=32, help="Side in pixels; default: the model's usual.", rich_help_panel=_WHAT
+        ),
+    ] = None,
+    classes: Annotated[
+        int, typer.Option(min=1, help="Size of the head.", rich_help_panel=_WHAT)
+    ] = 400,
+    views: Annotated[
+        str | None,
+        typer.Option(
+            help="Clips x crops per video; default: as in the checkpoint's validation, or in the model's "
+            "recipe for Kinetics-400.",
+            metavar="CLIPSxCROPS",
+            rich_help_panel=_WHAT,
+        ),
+    ] = None,
+    option: Option = None,
+    select: Select = None,
+    batches: Annotated[
+        str | None,
+        typer.Option(
+            help="Clips per pass for the throughput; default: 1,4, with --compare 1.",
+            metavar="N,N,...",
+            rich_help_panel=_HOW,
+        ),
+    ] = None,
+    train: Annotated[
+        bool,
+        typer.Option(
+            "--train",
+            help="Training steps, too: forward, backward, AdamW, at the largest of --batches that fits.",
+            rich_help_panel=_HOW,
+        ),
+    ] = False,
+    dtype: Annotated[
+        Dtype, typer.Option(help="bf16 and fp16 by autocast.", rich_help_panel=_HOW)
+    ] = Dtype.float32,
+    compile: Annotated[
+        bool,
+        typer.Option(
+            "--compile",
+            help="Compile for each shape; the first pass is told apart.",
+            rich_help_panel=_HOW,
+        ),
+    ] = False,
+    repeats: Annotated[int, typer.Option(min=1, help="Timed passes.", rich_help_panel=_HOW)] = 5,
+    warmup: Annotated[
+        int,
+        typer.Option(
+            min=1,
+            help="Passes before them; memory is that of the first.",
+            rich_help_panel=_HOW,
+        ),
+    ] = 2,
     device: Device = "auto",
+    depth: Annotated[
+        int,
+        typer.Option(min=1, help="Levels of modules in the table.", rich_help_panel=_OUTPUT),
+    ] = 1,
+    operators: Annotated[
+        int,
+        typer.Option(
+            min=0, help="So many operators that take the most time.", rich_help_panel=_OUTPUT
+        ),
+    ] = 0,
+    plot: Annotated[
+        Path | None,
+        typer.Option(help="Draw it: .png, .pdf or .svg.", metavar="FILE", rich_help_panel=_OUTPUT),
+    ] = None,
+    format: Annotated[
+        Format, typer.Option(help="How tables are written.", rich_help_panel=_OUTPUT)
+    ] = Format.table,
     json: Json = False,
 ) -> None:
-    """Cost of a model: parameters, multiply-adds, latency, throughput, peak memory."""
-    from ogreg_core.models.registry import find_model
+    """Cost of a model: parameters, multiply-adds, latency, throughput, peak memory.
 
-    if compare is not None:
-        _refuse_beside(ctx, "compare", "model", "batch", "option", "select", "checkpoint")
-        names = _names_in(compare)
-        loading()
-        _compare(names, frames, size, classes, repeats, device, json)
-        return
-    if checkpoint is not None:
-        _refuse_beside(ctx, "checkpoint", "model", "option", "select", "frames", "size", "classes")
-        path, _ = choose_checkpoint(checkpoint)
-        loading()
-        subject = _trained(str(path))
-    else:
-        entry = find_model(model)
-        options = read_options(model, option, select)
-        loading()
-        subject = _fresh(model, options, classes, frames or entry.frames, size or entry.size)
-    _profile(subject, batch, repeats, device, json)
-
-
-def _refuse_beside(ctx: typer.Context, given: str, *others: str) -> None:
-    """Refuse options that say what is said already."""
-    for name in others:
-        if is_typed(ctx, name):
-            raise UsageError(f"--{name} does not go with --{given}", fix=f"leave out --{name}")
-
-
-def _names_in(text: str) -> list[str]:
-    """Models by name, each once, in the order given."""
-    from ogreg_core.models.registry import MODELS, find_model
-
-    names = list(MODELS) if text == _ALL else [name.strip() for name in text.split(",")]
-    for name in names:
-        find_model(name)
-    return list(dict.fromkeys(names))
-
-
-@dataclass(frozen=True)
-class Subject:
-    """What is profiled: a model in evaluation mode, and what it was built from.
-
-    Args:
-        model, options, classes: see :func:`ogreg_core.models.registry.create_model`.
-        frames, size: of the clip.
-        built: the model.
-        checkpoint: file it came from; empty if it is freshly initialised.
+    One multiply-add counts once, as in papers' GFLOPs, and twice as FLOPs. Fused attention is counted;
+    element-wise work and pooling are not.
     """
+    refuse_nonsense(ctx)
+    check_plot(plot)
+    given = ctx.params
+    if sweep is not None or compare is not None:
+        document = _sweep(ctx, given) if sweep is not None else _compare(given)
+    else:
+        document = _profile(given)
+    if plot is not None:
+        from ogreg_core.profile_picture import draw_costs
 
-    model: str
-    options: dict[str, Any]
-    classes: int
-    frames: int
-    size: int
-    built: nn.Module
-    checkpoint: str = ""
-
-    def clip(self, batch: int = 1) -> torch.Tensor:
-        """Random input: ``[B, 3, T, H, W]``."""
-        import torch
-
-        return torch.randn(batch, 3, self.frames, self.size, self.size)
-
-
-def _fresh(model: str, options: dict[str, Any], classes: int, frames: int, size: int) -> Subject:
-    from ogreg_core.models.registry import create_model
-
-    built = create_model(model, classes, frames=frames, size=size, **options).eval()
-    return Subject(model, options, classes, frames, size, built)
-
-
-def _trained(path: str) -> Subject:
-    from ogreg_core.checkpoint import load_model
-
-    built, about = load_model(path)
-    shape = about.sampling.frames, about.size
-    return Subject(about.model, about.options, len(about.labels), *shape, built, path)
-
-
-def _profile(subject: Subject, batch: int, repeats: int, device: str, json: bool) -> None:
-    """One model in detail."""
-    import torch
-
-    from ogreg_core import profiling
-    from ogreg_core.devices import pick_device
-
-    chosen, built = pick_device(device), subject.built
-    flops = profiling.count_multiply_adds(built, subject.clip())
-    built.to(chosen)
-    single, many = subject.clip().to(chosen), subject.clip(batch).to(chosen)
-    info("timing ...")
-    with torch.inference_mode():
-        latency = profiling.measure(lambda: built(single), chosen, repeats)
-        loaded = profiling.measure(lambda: built(many), chosen, repeats)
-    document: dict[str, Any] = {
-        "schema": "ogreg.profile.v1",
-        "model": subject.model,
-        "options": subject.options,
-        "checkpoint": subject.checkpoint or None,
-        "frames": subject.frames,
-        "size_px": subject.size,
-        "classes": subject.classes,
-        "device": str(chosen),
-        "dtype": "float32",
-        "threads": torch.get_num_threads(),
-        "params": profiling.count_parameters(built),
-        "gmacs_per_view": flops.total / 1e9,
-        "attention_share_pct": 100 * flops.attention_share,
-        "gmacs_by_module": {name: count / 1e9 for name, count in flops.by_module.items()},
-        "uncounted_operators": flops.uncounted,
-        "latency_ms_p50": latency.median_ms,
-        "latency_ms_p90": latency.p90_ms,
-        "repeats": latency.repeats,
-        "warmup": latency.warmup,
-        "batch": batch,
-        "throughput_clips_per_s": 1000 * batch / loaded.median_ms,
-        "peak_memory_mb": profiling.peak_memory_mb(chosen),
-    }
-    if json:
-        emit_json(document)
-        return
-    _show(document)
-
-
-def _show(document: dict[str, Any]) -> None:
-    on_gpu = document["device"].startswith("cuda")
-    name = ", ".join([document["model"], *option_words(document["options"])])
-    rows = [
-        ["model", name],
-        *([["checkpoint", document["checkpoint"]]] if document["checkpoint"] else []),
-        [
-            "input",
-            f"{document['frames']}x{document['size_px']}x{document['size_px']}, {document['classes']} classes",
-        ],
-        ["parameters", f"{document['params'] / 1e6:.2f} M"],
-        [
-            "multiply-adds per view",
-            f"{document['gmacs_per_view']:.2f} G (one multiply-add counts once)",
-        ],
-        ["of which fused attention", f"{document['attention_share_pct']:.1f} %"],
-        *([f"  {name}", f"{gmacs:.2f} G"] for name, gmacs in document["gmacs_by_module"].items()),
-        [
-            "latency, batch 1",
-            f"{document['latency_ms_p50']:.1f} ms median, {document['latency_ms_p90']:.1f} ms p90 "
-            f"({document['repeats']} passes)",
-        ],
-        [
-            f"throughput, batch {document['batch']}",
-            f"{document['throughput_clips_per_s']:.2f} clips/s",
-        ],
-        [
-            "peak memory",
-            f"{document['peak_memory_mb']:.0f} MB ({'allocated' if on_gpu else 'process'})",
-        ],
-        ["device", f"{document['device']}, float32, {document['threads']} threads"],
-    ]
-    if document["uncounted_operators"]:
-        rows.append(["not counted", _calls(document["uncounted_operators"])])
-    print_table(name, ["", "figure"], rows)
-
-
-def _calls(uncounted: dict[str, int]) -> str:
-    return ", ".join(f"{name} x{calls}" for name, calls in uncounted.items())
-
-
-def _compare(
-    names: Sequence[str],
-    frames: int | None,
-    size: int | None,
-    classes: int,
-    repeats: int,
-    device: str,
-    json: bool,
-) -> None:
-    """Several models in one process, timed in turn."""
-    import torch
-
-    from ogreg_core.devices import pick_device
-
-    chosen = pick_device(device)
-    rows, timings = _measure_in_turn(names, frames, size, classes, repeats, chosen)
-    first = timings[names[0]]
-    for row in rows:
-        timing = timings[row["model"]]
-        row |= {"latency_ms_p50": timing.median_ms, "latency_ms_p90": timing.p90_ms}
-        row["latency_ratio"] = timing.median_ms / first.median_ms
-    document = {
-        "schema": "ogreg.profile-compare.v1",
-        "classes": classes,
-        "device": str(chosen),
-        "dtype": "float32",
-        "threads": torch.get_num_threads(),
-        "batch": 1,
-        "repeats": first.repeats,
-        "warmup": first.warmup,
-        "models": rows,
-    }
+        draw_costs(document, plot)
+        info(f"picture: {plot}")
+    for note in notes_on(document):
+        info(note)
     if json:
         emit_json(document)
     else:
-        _show_comparison(document)
+        show(document, format.value)
 
 
-def _measure_in_turn(
-    names: Sequence[str],
-    frames: int | None,
-    size: int | None,
-    classes: int,
-    repeats: int,
-    device: torch.device,
-) -> tuple[list[dict[str, Any]], dict[str, Timing]]:
-    """What each model costs in counts, and in time by name."""
-    import torch
+def _profile(given: Mapping[str, Any]) -> dict[str, Any]:
+    """One model in detail."""
+    from dataclasses import replace
 
-    from ogreg_core import profiling
-    from ogreg_core.models.registry import find_model
-    from ogreg_core.progress import Progress
+    batches = _batches(given, "1,4")
+    asked = views_in(given["views"]) if given["views"] else None
+    if given["checkpoint"] is not None:
+        path, _ = choose_checkpoint(given["checkpoint"])
+    else:
+        names_in(given["model"])
+        options = read_options(given["model"], given["option"], given["select"])
+    loading()
+    from ogreg_core.devices import pick_device
+    from ogreg_core.profiling.one_model import profile_model
+    from ogreg_core.profiling.subject import Subject, ViewCount, usual_views
 
-    rows: list[dict[str, Any]] = []
-    passes: dict[str, Any] = {}
-    with Reporter() as reporter, torch.inference_mode():
-        for done, name in enumerate(names, 1):
-            entry = find_model(name)
-            subject = _fresh(name, {}, classes, frames or entry.frames, size or entry.size)
-            clip = subject.clip()
-            flops = profiling.count_multiply_adds(subject.built, clip)
-            rows.append(
-                {
-                    "model": name,
-                    "frames": subject.frames,
-                    "size_px": subject.size,
-                    "params": profiling.count_parameters(subject.built),
-                    "gmacs_per_view": flops.total / 1e9,
-                    "uncounted_operators": flops.uncounted,
-                }
-            )
-            subject.built.to(device)
-            passes[name] = partial(subject.built, clip.to(device))
-            reporter(Progress("count", done, len(names)))
-        return rows, profiling.measure_in_turn(passes, device, repeats, on_progress=reporter)
+    device = pick_device(given["device"])
+    if given["checkpoint"] is not None:
+        subject, built = Subject.trained(str(path), given["clip"])
+    else:
+        shape = given["frames"], given["size"]
+        subject = Subject.fresh(given["model"], options, given["classes"], *shape)
+        subject = replace(subject, views=usual_views(subject.model))
+        built = subject.build()
+    if asked is not None:
+        subject = replace(subject, views=ViewCount(*asked, "--views"))
+    with Reporter() as reporter:
+        found = profile_model(subject, built, device, _settings(given, batches), reporter)
+    document = found.document()
+    if given["clip"] is not None:
+        document["clip"]["path"] = str(given["clip"])
+    return document
 
 
-def _show_comparison(document: dict[str, Any]) -> None:
-    rows = document["models"]
-    print_table(
-        f"batch 1, float32, {document['device']}, {document['threads']} threads, "
-        f"{document['repeats']} passes in turn, {document['classes']} classes; "
-        "GFLOPs are multiply-adds per view, each counted once",
-        [
-            *("model", "input", "params (M)", "GFLOPs", "ms median", "ms p90"),
-            f"times {rows[0]['model']}",
-        ],
-        [
-            [
-                row["model"],
-                f"{row['frames']}x{row['size_px']}x{row['size_px']}",
-                f"{row['params'] / 1e6:.2f}",
-                f"{row['gmacs_per_view']:.2f}",
-                f"{row['latency_ms_p50']:.1f}",
-                f"{row['latency_ms_p90']:.1f}",
-                f"{row['latency_ratio']:.2f}",
-            ]
-            for row in rows
-        ],
-        right=(2, 3, 4, 5, 6),
+def _compare(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Several models in one process, timed in turn."""
+    names, batches = names_in(given["compare"]), _batches(given, "1")
+    loading()
+    from ogreg_core.devices import pick_device
+    from ogreg_core.profiling.comparison import compare_models
+
+    subjects = _subjects(names, {}, given)
+    device = pick_device(given["device"])
+    with Reporter() as reporter:
+        return compare_models(subjects, device, _settings(given, batches), reporter).document()
+
+
+def _sweep(ctx: typer.Context, given: Mapping[str, Any]) -> dict[str, Any]:
+    """One model or several at several values."""
+    from ogreg_core.errors import UsageError
+
+    over, values = sweep_in(given["sweep"])
+    if over != "batch" and is_typed(ctx, over):
+        raise UsageError(f"--{over} does not go with --sweep {over}", fix=f"leave out --{over}")
+    names = names_in(given["compare"] or given["model"])
+    options = {}
+    if given["compare"] is None:
+        options = read_options(given["model"], given["option"], given["select"])
+    loading()
+    from ogreg_core.devices import pick_device
+    from ogreg_core.profiling.sweep import sweep_models
+
+    subjects = _subjects(names, options, given)
+    device, settings = pick_device(given["device"]), _settings(given, (1,))
+    with Reporter() as reporter:
+        kind = cast("Over", over)
+        return sweep_models(subjects, kind, values, device, settings, reporter).document()
+
+
+def _subjects(
+    names: list[str], options: Mapping[str, Any], given: Mapping[str, Any]
+) -> list[Subject]:
+    from ogreg_core.profiling.subject import Subject
+
+    shape = given["frames"], given["size"]
+    return [Subject.fresh(name, options, given["classes"], *shape) for name in names]
+
+
+def _batches(given: Mapping[str, Any], usual: str) -> tuple[int, ...]:
+    return numbers_in("--batches", given["batches"] or usual, "--batches 1,4,8")
+
+
+def _settings(given: Mapping[str, Any], batches: tuple[int, ...]) -> Settings:
+    from ogreg_core.profiling.passes import Settings
+
+    return Settings(
+        batches=batches,
+        repeats=given["repeats"],
+        warmup=given["warmup"],
+        dtype=given["dtype"].value,
+        compile=given["compile"],
+        train=given["train"],
+        depth=given["depth"],
+        operators=given["operators"],
     )
-    for row in rows:
-        if row["uncounted_operators"]:
-            info(f"{row['model']}: not counted: {_calls(row['uncounted_operators'])}")

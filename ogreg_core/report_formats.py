@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+from ogreg_core.models.option_words import option_words
 from ogreg_core.report import Average, Report, Row
 from ogreg_core.run_records import thousands
 
@@ -185,7 +186,7 @@ def _cells(rows: Sequence[Row]) -> list[list[str]]:
 
 def _row_cells(row: Row) -> list[str]:
     first = row.results[0]
-    options = ", ".join(f"{key} {_option(value)}" for key, value in first.options.items())
+    options = ", ".join(option_words(first.options))
     recipe = first.recipe
     if first.role not in ("", "best"):
         recipe = f"{recipe}, {first.role}"
@@ -212,16 +213,6 @@ def _gmacs(row: Row) -> float | None:
     if row.cost is None or row.cost.multiply_adds is None:
         return None
     return row.cost.multiply_adds / 1e9
-
-
-def _option(value: Any) -> str:
-    if isinstance(value, dict):
-        # What selects tokens or adds modules; how it learnt is not part of the architecture.
-        places = {key: part for key, part in value.items() if isinstance(part, list) and part}
-        return " ".join(f"{key} {_option(part)}" for key, part in places.items())
-    if isinstance(value, list) and all(isinstance(item, dict) for item in value):
-        return ", ".join(":".join(f"{figure:g}" for figure in item.values()) for item in value)
-    return "-".join(str(item) for item in value) if isinstance(value, list) else str(value)
 
 
 def _average(figure: Average) -> str:

@@ -23,6 +23,7 @@ from ogreg_core.checkpoint import CheckpointInfo, load_checkpoint, save_checkpoi
 from ogreg_core.data.manifest import LABELS_FILE
 from ogreg_core.datasets.locations import known_datasets
 from ogreg_core.errors import CheckpointError, DataError, OgregError
+from ogreg_core.models.option_words import model_words
 from ogreg_core.models.registry import MODELS, create_model, find_model, named_function
 from ogreg_core.models.weights import load_torchvision, map_names, read_state_file
 
@@ -80,7 +81,7 @@ class Fit:
 
     def name(self) -> str:
         """The model with the options that differ from its usual ones: ``ogreg-t, stem=patch``."""
-        return ", ".join([self.model, *(f"{key}={value}" for key, value in self.options.items())])
+        return model_words(self.model, self.options)
 
     def describe(self) -> str:
         """What does not fit, in one line."""

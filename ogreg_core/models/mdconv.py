@@ -256,5 +256,7 @@ class MDConv(nn.Module):
         # A compiler and a trace see through torch's own operators only.
         seen_through = torch.compiler.is_compiling() or torch.jit.is_tracing()
         # Under autocast the convolution changes type between what is saved.
-        mixed = y.dtype != self.weight.dtype or torch.is_autocast_enabled(y.device.type)
+        kind = y.device.type
+        autocast = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+        mixed = y.dtype != self.weight.dtype or autocast
         return torch.is_grad_enabled() and not seen_through and not mixed

@@ -14,7 +14,6 @@ import pytest
 import torch
 
 from ogreg_core import report as report_module
-from ogreg_core import report_formats
 from ogreg_core.checkpoint import CheckpointInfo, save_checkpoint
 from ogreg_core.data.sampling import ClipSampling
 from ogreg_core.errors import DataError
@@ -485,7 +484,7 @@ def test_markdown(two_rows):
         *("1.67", "0.198 × 1", "72.0 ± 1.4 <sup>a</sup>", "98.5 ± 0.7"),
         *("8 uniform, 1x1 views, short side 32", "128 of 128", "2 (0, 1)"),
     ]
-    assert training[0] == "ogreg-n (strides 4-2-1-1)"
+    assert training[0] == "ogreg-n (strides=4-2-1-1)"
     assert evaluation[1] == "my\\_50%\\|&#{x}\\$^\\~\\\\\\<"
     assert evaluation[4:7] == ["–", "60.0 \\[55.0, 64.0]", "95.0 \\[90.0, 97.0]"]
     assert evaluation[8:] == ["98 of 100", "1"]
@@ -554,17 +553,3 @@ def test_rows_that_look_alike_are_told_apart(tmp_path):
     assert "demo/test (ttttttt)" in text
     assert "demo/test (0987654)" in text
     assert "demo (" not in text
-
-
-def test_extensions_of_a_model_read_well():
-    keep = {
-        "time": [{"before": 1, "ratio": 0.5}],
-        "space": [],
-        "sigma": 0.1,
-        "gradient": "unbiased",
-    }
-    assert report_formats._option(keep) == "time 1:0.5"
-    keep["space"] = [{"before": 2, "ratio": 0.7367}, {"before": 3, "ratio": 1.0}]
-    assert report_formats._option(keep) == "time 1:0.5 space 2:0.7367, 3:1"
-    assert report_formats._option({"stages": [2, 3], "options": {"regions": 0}}) == "stages 2-3"
-    assert report_formats._option([4, 2, 1, 1]) == "4-2-1-1"

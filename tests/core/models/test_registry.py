@@ -63,25 +63,52 @@ DESIGN = [
 ]
 
 
-# Millions of parameters and billions of multiply-adds of one view as published, or measured with the
-# authors' code, 400 classes.
+# Of one view with 400 classes: model, frames, pixels, millions of parameters (None: not told), billions of
+# multiply-adds, and where that is published.
 PUBLISHED = [
-    ("video-focalnet-t", 8, 224, 49.55, 63.1),
-    ("video-focalnet-s", 8, 224, 88.74, 124.5),
-    # The paper says 149 G, which does not follow from the released network: 220.9 by its own script.
-    ("video-focalnet-b", 8, 224, 157.39, 220.9),
+    ("video-focalnet-t", 8, 224, 49.5, 63.0, "its README; 63.11 by its own script"),
+    ("video-focalnet-s", 8, 224, 88.74, 124.5, "paper"),
     # 0.31 M of the released parameters are a second classifier that is never used.
-    ("xvit-b16", 8, 224, 94.10, 140.7),
-    ("xvit-b16", 16, 224, 94.10, 281.4),
-    ("swin3d-t", 32, 224, 28.16, 88.1),
-    ("swin3d-t", 16, 224, 28.16, 43.88),
-    ("swin3d-s", 16, 224, 49.82, 82.84),
-    ("swin3d-b", 16, 224, 88.05, 140.67),
-    ("mvit-v1-b", 16, 224, 36.61, 70.6),
-    ("mvit-v2-s", 16, 224, 34.54, 64.5),
-    ("r2plus1d-18", 16, 112, 31.51, 40.52),
-    ("s3d", 16, 224, 8.32, 17.98),
+    ("xvit-b16", 8, 224, 94.10, 425 / 3, "paper: 425 over 3 views"),
+    ("xvit-b16", 16, 224, 94.10, 850 / 3, "paper: 850 over 3 views"),
+    # The paper knows L/32 only. Attention stays inside of frames, so a frame costs what an image costs.
+    ("xvit-l16", 16, 224, None, 16 * 61.555, "16 images of torchvision's vit_l_16"),
+    ("xvit-b32", 8, 224, None, 8 * 4.409, "8 images of torchvision's vit_b_32"),
+    ("swin3d-t", 32, 224, 28.2, 87.9, "Video-Swin's README"),
+    ("swin3d-s", 32, 224, 49.8, 165.9, "Video-Swin's README"),
+    ("swin3d-b", 32, 224, 88.1, 281.6, "Video-Swin's README"),
+    ("swin3d-t", 16, 224, 28.158, 43.882, "torchvision"),
+    ("swin3d-s", 16, 224, 49.817, 82.841, "torchvision"),
+    ("swin3d-b", 16, 224, 88.049, 140.667, "torchvision"),
+    ("mvit-v1-b", 16, 224, 36.611, 70.599, "torchvision; paper: 70.5"),
+    ("mvit-v2-s", 16, 224, 34.538, 64.224, "torchvision; paper: 64"),
+    ("r2plus1d-18", 16, 112, 31.505, 40.519, "torchvision"),
+    ("s3d", 16, 224, 8.320, 17.979, "torchvision"),
 ]
+
+# Published multiply-adds that the network does not have: model, frames, pixels, billions as published, as
+# counted, and why.
+OTHERWISE = [
+    (
+        *("video-focalnet-b", 8, 224, 149.0, 220.9),
+        "149 does not follow from the released network, of which the authors' own script counts 220.9",
+    ),
+    (
+        *("xvit-b32", 8, 224, 95 / 3, 35.4),
+        "95 over 3 views is less than 8 images of ViT-B/32, 4.41 each, that every view consists of",
+    ),
+]
+
+NOT_PUBLISHED = {
+    **dict.fromkeys(
+        ["ogreg-n", "ogreg-t", "ogreg-s", "ogreg-b"],
+        "the paper's costs are not known; those of our design stand in DESIGN",
+    ),
+    **dict.fromkeys(
+        ["gta-r50-8f", "gta-r50-16f"],
+        "the paper gives no costs of this network; test_gta.py counts it part by part",
+    ),
+}
 
 
 def counted_by_torch(name: str, frames: int, size: int, **options: str) -> tuple[float, float]:
@@ -102,9 +129,25 @@ def test_costs_of_the_patch_stem_are_those_of_the_design(name, frames, size, par
     assert found == pytest.approx((params, gmacs), rel=0.02)
 
 
-@pytest.mark.parametrize(("name", "frames", "size", "params", "gmacs"), PUBLISHED)
-def test_costs_are_the_published_ones(name, frames, size, params, gmacs):
-    assert counted_by_torch(name, frames, size) == pytest.approx((params, gmacs), rel=0.005)
+@pytest.mark.parametrize(("name", "frames", "size", "params", "gmacs", "source"), PUBLISHED)
+def test_costs_are_the_published_ones(name, frames, size, params, gmacs, source):
+    found = counted_by_torch(name, frames, size)
+    assert found[1] == pytest.approx(gmacs, rel=0.01), source
+    if params is not None:
+        assert found[0] == pytest.approx(params, rel=0.01), source
+
+
+@pytest.mark.parametrize(("name", "frames", "size", "published", "gmacs", "why"), OTHERWISE)
+def test_costs_that_are_published_otherwise(name, frames, size, published, gmacs, why):
+    found = counted_by_torch(name, frames, size)[1]
+    assert found == pytest.approx(gmacs, rel=0.005)
+    assert found != pytest.approx(published, rel=0.01), why
+
+
+def test_every_model_stands_beside_what_is_published_of_it():
+    told = {row[0] for row in (*PUBLISHED, *OTHERWISE)}
+    assert told | set(NOT_PUBLISHED) == set(MODELS)
+    assert not told & set(NOT_PUBLISHED)
 
 
 @pytest.mark.parametrize("name", MODELS)
