@@ -15,6 +15,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
+from ogreg_cli.imports import uncollected
 from ogreg_core.errors import (
     EnvironmentFault,
     Interrupted,
@@ -103,9 +104,11 @@ def info(text: str) -> None:
 
 
 def loading() -> None:
-    """Say that the next seconds go into importing torch, where a person waits."""
+    """Import torch, and say so where a person waits for it."""
     if sys.stderr.isatty():
         info("loading torch ...")
+    with uncollected():
+        import torch  # noqa: F401
 
 
 def print_table(
