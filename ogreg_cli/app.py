@@ -54,8 +54,8 @@ COMMANDS = {
     ),
     "predict": (
         "predict:predict",
-        "Name the action in video files, or the class of images. One line of JSON per file "
-        "with --json.",
+        "Name the action in video files, or the class of images; with --timeline, what happens "
+        "when in long videos.",
     ),
     "visualize-gaze": (
         "visualize_gaze:visualize_gaze",
@@ -70,6 +70,11 @@ COMMANDS = {
         "convert:convert",
         "Turn a foreign checkpoint into one of ours, which describes its model, labels and "
         "protocol.",
+    ),
+    "export": (
+        "export:export",
+        "Write a checkpoint as a program that runs without ogreg: torch.export or ONNX, with "
+        "labels and preprocessing inside, compared with the model before it is kept.",
     ),
     "runs": (
         "runs:runs",

@@ -482,7 +482,7 @@ class GTAResNet(nn.Module):
         """Features after each stage, ``[B, T, H/4, W/4, 256]`` halving in space, doubling in
         channels.
         """
-        batch = len(clip)
+        batch = clip.shape[0]
         x = self.stem(rearrange(clip, "b c t h w -> (b t) c h w"))
         features = []
         for s, stage in enumerate(self.stages):

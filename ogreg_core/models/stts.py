@@ -337,7 +337,7 @@ class FrameSelector(nn.Module):
             scores = self.scores(x)
             k = keep_count(x.shape[1], self.ratio)
             if soft is None:
-                clips = torch.arange(len(x), device=x.device).unsqueeze(1)
+                clips = torch.arange(x.shape[0], device=x.device).unsqueeze(1)
                 return x[clips, top_k(scores, k)], scores
             weights = perturbed_top_k(scores, k, soft.noise, soft.sigma, soft.gradient)
             mixed = weights.to(x.dtype) @ rearrange(x, "b t h w c -> b t (h w c)")

@@ -314,7 +314,7 @@ class TemporalAttention(nn.Module):
 
     def tokens(self, frames: Tensor) -> Tensor:
         """The block's input, the class token before the frames: ``[B, 1, 1 + T, C]``."""
-        tokens = torch.cat([self.cls_token.expand(len(frames), -1, -1), frames], dim=1)
+        tokens = torch.cat([self.cls_token.expand(frames.shape[0], -1, -1), frames], dim=1)
         return rearrange(tokens, "b n c -> b 1 n c")
 
     def forward(self, frames: Tensor) -> Tensor:
