@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,11 +12,9 @@ import typer
 
 from ogreg_cli.console import info
 from ogreg_core.errors import CheckpointError, UsageError
-from ogreg_core.pretrained import BUILT_IN
+from ogreg_core.pretrained import BUILT_IN, check_pretrained
 
 if TYPE_CHECKING:
-    import torch
-
     from ogreg_core.inference import Predictor
 
 Json = Annotated[
@@ -143,7 +142,7 @@ def choose_checkpoint(given: str | None) -> tuple[Path, str]:
     elif variable := os.environ.get("OGREG_CHECKPOINT"):
         path, origin = find_checkpoint(variable), "$OGREG_CHECKPOINT"
     else:
-        return BUILT_IN, "in the package: sixteen motions of drawn shapes, no human actions"
+        return BUILT_IN, "ogreg-n on sixteen motions of drawn shapes; knows no human actions"
     if not path.is_file():
         raise CheckpointError(
             f"checkpoint {path} does not exist", where=origin, fix="check the path"
@@ -151,37 +150,65 @@ def choose_checkpoint(given: str | None) -> tuple[Path, str]:
     return path, origin
 
 
-def load_predictor(
-    checkpoint: str | None, model: str | None, pretrained: bool, device: torch.device
-) -> Predictor:
-    """What predicts: published weights of a model, or a checkpoint; says in one line which.
+@dataclass(frozen=True)
+class Weights:
+    """What is to predict: a checkpoint, or published weights of a model.
 
     Args:
-        checkpoint, model, pretrained: of the command line.
-        device: where to run.
+        path: checkpoint file; None for published weights.
+        model: whose published weights; empty for a checkpoint.
+        origin: words for where they come from.
+    """
+
+    path: Path | None
+    model: str
+    origin: str
+
+    @property
+    def name(self) -> str:
+        """For people and documents; a file in the package has no place that means anything."""
+        if self.path is None:
+            return f"{self.model}, published"
+        return "built in" if self.path == BUILT_IN else str(self.path)
+
+    def load(self, device: str) -> Predictor:
+        """The predictor; says in one line which weights speak. Torch is imported before.
+
+        Raises:
+            UsageError: no published weights of this model.
+            CheckpointError: missing or broken.
+            EnvironmentFault: no such device.
+        """
+        from ogreg_core.devices import pick_device
+        from ogreg_core.inference import Predictor
+        from ogreg_core.pretrained import load_pretrained
+
+        chosen = pick_device(device)
+        if self.path is None:
+            predictor = Predictor(*load_pretrained(self.model), chosen)
+        else:
+            predictor = Predictor.from_checkpoint(self.path, chosen)
+        info(f"weights: {self.name} ({self.origin})")
+        return predictor
+
+
+def choose_weights(checkpoint: str | None, model: str | None, pretrained: bool) -> Weights:
+    """What is to predict, out of ``--checkpoint``, ``--model`` and ``--pretrained``.
 
     Raises:
-        UsageError: contradicting options.
-        CheckpointError: missing or broken.
+        UsageError: they contradict each other, or there are no published weights.
+        CheckpointError: the checkpoint does not exist.
     """
-    from ogreg_core.inference import Predictor
-    from ogreg_core.pretrained import load_pretrained
-
-    if pretrained or model:
-        if checkpoint:
-            raise UsageError("--checkpoint and --pretrained exclude each other")
-        if not (pretrained and model):
-            raise UsageError(
-                "--model and --pretrained go together",
-                why="a model has no weights by itself",
-                fix=f"--model {model or 'swin3d-t'} --pretrained",
-            )
-        predictor = Predictor(*load_pretrained(model), device)
-        info(f"weights: torchvision's {predictor.info.recipe}, Kinetics-400 (--pretrained)")
-        return predictor
-    path, origin = choose_checkpoint(checkpoint)
-    predictor = Predictor.from_checkpoint(path, device)
-    # A file in the package has no place that means anything to a reader.
-    name = predictor.info.model if path == BUILT_IN else str(path)
-    info(f"weights: {name} ({origin})")
-    return predictor
+    if not (pretrained or model):
+        path, origin = choose_checkpoint(checkpoint)
+        return Weights(path, "", origin)
+    if checkpoint:
+        raise UsageError("--checkpoint and --pretrained exclude each other")
+    if not (pretrained and model):
+        raise UsageError(
+            "--model and --pretrained go together",
+            why="a model has no weights by itself",
+            fix="--model swin3d-t --pretrained, or --checkpoint FILE",
+        )
+    check_pretrained(model)
+    return Weights(None, model, "torchvision's for Kinetics-400, --pretrained")

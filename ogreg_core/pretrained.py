@@ -13,7 +13,15 @@ if TYPE_CHECKING:
 
     from ogreg_core.checkpoint import CheckpointInfo
 
-__all__ = ["BUILT_IN", "PUBLISHED", "UsualTest", "describe", "load_pretrained", "names_of"]
+__all__ = [
+    "BUILT_IN",
+    "PUBLISHED",
+    "UsualTest",
+    "check_pretrained",
+    "describe",
+    "load_pretrained",
+    "names_of",
+]
 
 # ogreg-n on the demo motions; its card lies beside it.
 BUILT_IN = Path(__file__).parent / "built_in" / "demo_motions.safetensors"
@@ -68,6 +76,24 @@ def names_of(model: str) -> str:
     return name if name in find_model(model).weights else ""
 
 
+def check_pretrained(model: str) -> str:
+    """torchvision's name of a model's weights for Kinetics-400.
+
+    Raises:
+        UsageError: there are none for this model, or no such model.
+    """
+    from ogreg_core.models.registry import MODELS
+
+    name = names_of(model)
+    if not name:
+        raise UsageError(
+            f"there are no published weights of {model} for actions",
+            why=f"torchvision has them for {', '.join(known for known in MODELS if names_of(known))}",
+            fix="--model swin3d-t --pretrained",
+        )
+    return name
+
+
 def describe(model: str, labels: list[str], recipe: str) -> CheckpointInfo:
     """What a checkpoint of published weights says of itself, under their published test.
 
@@ -105,17 +131,10 @@ def load_pretrained(model: str) -> tuple[nn.Module, CheckpointInfo]:
     """
     from ogreg_core.errors import CheckpointError
     from ogreg_core.models.initialisation import without_random_weights
-    from ogreg_core.models.registry import MODELS, create_model
+    from ogreg_core.models.registry import create_model
     from ogreg_core.models.weights import load_torchvision, map_names
 
-    name = names_of(model)
-    if not name:
-        with_some = ", ".join(known for known in MODELS if names_of(known))
-        raise UsageError(
-            f"there are no published weights of {model} for actions",
-            why=f"torchvision has them for {with_some}",
-            fix="--model swin3d-t --pretrained",
-        )
+    name = check_pretrained(model)
     state, labels = load_torchvision(name)
     with without_random_weights():
         built = create_model(model, len(labels))

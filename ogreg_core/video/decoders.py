@@ -32,6 +32,7 @@ __all__ = [
     "iterate_frames",
     "read_with_decord",
     "read_with_pyav",
+    "stream_frames",
 ]
 
 # From this reduction of the area on, scaling before the conversion to RGB is the faster order.
@@ -310,3 +311,65 @@ def iterate_frames(index: FrameIndex) -> Iterator[tuple[float, Tensor]]:
         for position, frame in enumerate(_decoded(index.path, container, stream)):
             if position < len(seconds):
                 yield float(seconds[position]), torch.from_numpy(converted(frame))
+
+
+def stream_frames(
+    index: FrameIndex, wanted: np.ndarray, size: tuple[int, int] | None = None
+) -> Iterator[tuple[int, Tensor]]:
+    """Some frames of a long file in one pass, in order of presentation, one in memory at a time; only
+    these are converted and scaled.
+
+    Made for files of which as much as possible is to be read: damaged packets are passed over, and where
+    the container itself is broken the frames end. Whoever counts them knows what is missing.
+
+    Args:
+        index: the file's frames.
+        wanted: bool ``[frames]``; may end earlier than the file.
+        size: (height, width) of the result; None: as stored.
+
+    Yields:
+        Frame number and uint8 ``[H, W, 3]`` RGB, upright.
+
+    Raises:
+        VideoError: the file cannot be opened.
+    """
+    numbers = np.flatnonzero(wanted)
+    if not len(numbers):
+        return
+    last, reached = int(numbers[-1]), -1
+    converted = _Converter(size)
+    container, stream = open_video(index.path)
+    # Nothing else decodes meanwhile, unlike in the workers of a loader.
+    stream.thread_type = "AUTO"
+    stream.codec_context.thread_count = 0
+    with container:
+        for count, frame in enumerate(_undamaged(container, stream)):
+            number = count
+            if not index.sequential:
+                number = int(np.searchsorted(index.pts, frame.pts)) if frame.pts is not None else -1
+                if not 0 <= number < index.frames or index.pts[number] != frame.pts:
+                    continue
+            if reached < number < len(wanted) and wanted[number]:
+                yield number, torch.from_numpy(converted(frame))
+                reached = number
+            if number >= last:
+                return
+
+
+def _undamaged(
+    container: av.container.InputContainer, stream: av.VideoStream
+) -> Iterator[av.VideoFrame]:
+    """Every frame that decodes, whatever happens to others."""
+    packets = container.demux(stream)
+    while True:
+        try:
+            packet = next(packets, None)
+        except av.error.FFmpegError:
+            return
+        if packet is None:
+            return
+        try:
+            frames = packet.decode()
+        except av.error.FFmpegError:
+            continue
+        yield from frames

@@ -254,7 +254,8 @@ def _from_packets(
         raise VideoError(f"{path} holds no video frames", code="truncated")
     name = container.format.name
     timed = all(row[0] is not None for row in rows) and len({row[0] for row in rows}) == len(rows)
-    sequential = not timed or name in _SEQUENTIAL_CONTAINERS
+    # Where a damaged table marks no key frame there is nothing to seek to either.
+    sequential = not timed or name in _SEQUENTIAL_CONTAINERS or not any(row[2] for row in rows)
     # Decoding starts at key frames; a discarded one (before an edit list's start) still serves. FFmpeg
     # marks some lone intra pictures of H.264 too, to which no container seeks.
     sought = {entry.timestamp for entry in stream.index_entries if entry.is_keyframe}

@@ -18,7 +18,7 @@ from ogreg_core.video.image import IMAGE_RATE, check_image
 from ogreg_core.video.packets import PacketIndex
 from ogreg_core.video.reader import VideoReader
 
-__all__ = ["Verification", "VideoInfo", "probe"]
+__all__ = ["Verification", "VideoInfo", "describe", "probe"]
 
 Verification = Literal["quick", "full"]
 
@@ -110,6 +110,18 @@ def probe(path: str | Path, verification: Verification = "quick") -> VideoInfo:
         except VideoError as second:
             raise _explained(second, index) from second
     height, width = sample.shape[1:3]
+    return describe(index, height, width, display_rotation(index.path), decoder, reason)
+
+
+def describe(
+    index: PacketIndex, height: int, width: int, rotation: int, decoder: str, reason: str
+) -> VideoInfo:
+    """What packets and one upright frame tell about a file.
+
+    Args:
+        index: its packets.
+        height, width, rotation, decoder, reason: see :class:`VideoInfo`.
+    """
     seconds = index.seconds
     steps = np.diff(seconds)
     last_step = float(np.median(steps)) if len(steps) else 1.0 / (index.average_rate or 25.0)
@@ -124,7 +136,7 @@ def probe(path: str | Path, verification: Verification = "quick") -> VideoInfo:
         duration=duration,
         width=width,
         height=height,
-        rotation=display_rotation(index.path),
+        rotation=rotation,
         codec=index.codec,
         container=index.container,
         variable_rate=variable,
