@@ -8,8 +8,7 @@ from torchvision.models import get_weight
 from torchvision.models.video import s3d
 
 from ogreg_core.checkpoint import load_checkpoint, load_model
-from ogreg_core.data.loader import load_views
-from ogreg_core.datasets.demo import MIRROR, PAIRS
+from ogreg_core.datasets.demo import PAIRS
 from ogreg_core.errors import UsageError
 from ogreg_core.inference import Predictor
 from ogreg_core.models.registry import MODELS
