@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ogreg_cli.console import info
-from ogreg_core.errors import CheckpointError, UsageError
+from ogreg_core.errors import CheckpointError, EnvironmentFault, UsageError
 from ogreg_core.pretrained import BUILT_IN, check_pretrained
 
 if TYPE_CHECKING:
@@ -117,6 +118,33 @@ def _selection_of(model: str, texts: Sequence[str]) -> dict[str, Any]:
                 fix="--select time:1:0.5",
             ) from error
     return TokenSelectionTable.model_validate(keeps).model_dump()
+
+
+def check_new_file(out: Path | None, option: str = "--out") -> None:
+    """Refuse a file that cannot or must not be written, before any work is done.
+
+    Args:
+        out: the file; None is none.
+        option: which names it.
+
+    Raises:
+        UsageError: it exists, or its folder does not.
+        EnvironmentFault: nothing may be written there.
+    """
+    if out is None:
+        return
+    if os.path.lexists(out):
+        raise UsageError(f"{out} exists already", fix=f"choose another {option}")
+    above = next(folder for folder in out.parents if os.path.lexists(folder))
+    if not above.is_dir():
+        raise UsageError(f"{above} is a file, not a folder", fix=f"choose another {option}")
+    if above != out.parent:
+        raise UsageError(
+            f"the folder {out.parent} does not exist",
+            fix=f"mkdir -p {shlex.quote(str(out.parent))}",
+        )
+    if not os.access(above, os.W_OK | os.X_OK):
+        raise EnvironmentFault(f"no permission for {above}", fix=f"choose another {option}")
 
 
 def default_loader_workers() -> int:

@@ -7,9 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ogreg_cli.common import Json
+from ogreg_cli.common import Json, check_new_file
 from ogreg_cli.console import emit_json, info, loading, print_table, result, settings
-from ogreg_cli.report import check_new_file
 from ogreg_core.run_records import thousands
 
 if TYPE_CHECKING:

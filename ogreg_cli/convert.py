@@ -14,6 +14,7 @@ from ogreg_cli.common import (
     Json,
     Option,
     Select,
+    check_new_file,
     is_typed,
     read_options,
 )
@@ -194,13 +195,7 @@ def _check_target(target: Path) -> None:
     """Refuse a file that cannot or must not be written, before any work is done."""
     if target.suffix != ".safetensors":
         raise UsageError(f"--to {target} does not end in .safetensors")
-    if target.exists():
-        raise UsageError(f"{target} exists", fix="choose another --to")
-    if not target.parent.is_dir():
-        raise UsageError(
-            f"the folder {target.parent} does not exist",
-            fix=f"mkdir -p {shlex.quote(str(target.parent))}",
-        )
+    check_new_file(target, "--to")
 
 
 def _again(ctx: typer.Context, fit: Fit, model: str, options: dict[str, Any]) -> str:

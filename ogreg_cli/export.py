@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shlex
 from enum import Enum
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ogreg_cli.common import Json
+from ogreg_cli.common import Json, check_new_file
 from ogreg_cli.console import Reporter, emit_json, loading, print_table
 from ogreg_core.errors import CheckpointError, EnvironmentFault, UsageError
 from ogreg_core.export_formats import FORMATS, format_of, require_packages
@@ -84,8 +83,7 @@ def export(
     """
     size = _batch(batch)
     kind = _format(to, format)
-    if to is not None:
-        _check_target(to)
+    check_new_file(to, "--to")
     require_packages(FORMATS[kind.value].writes_with)
     from ogreg_core.runs import find_checkpoint
 
@@ -93,14 +91,20 @@ def export(
     if not path.is_file():
         raise CheckpointError(f"checkpoint {path} does not exist", fix="check the path")
     loading()
+    from ogreg_core.checkpoint import load_checkpoint
     from ogreg_core.export import Choice, test_clips, trace_checkpoint
 
     choice = Choice(kind.value, input.value, size, licence)
+    # Before the tracing, which takes a minute.
+    clips = test_clips(load_checkpoint(path)[1], clip)
     with Reporter() as reporter:
         traced = trace_checkpoint(path, choice, reporter)
-        clips = test_clips(traced.info, clip)
         target = to or _usual_target(traced.info, FORMATS[kind.value].suffix)
-        found = traced.write(target, clips)
+        try:
+            found = traced.write(target, clips)
+        finally:
+            if to is None and not any(target.parent.iterdir()):
+                target.parent.rmdir()
     _show(traced, target, found, clip, json)
 
 
@@ -127,19 +131,6 @@ def _format(to: Path | None, wanted: FileFormat | None) -> FileFormat:
             fix=f"--to {shlex.quote(str(to.with_suffix(FORMATS[wanted.value].suffix)))}",
         )
     return FileFormat(found)
-
-
-def _check_target(target: Path) -> None:
-    """Refuse a file that cannot or must not be written, before any work is done."""
-    if target.exists():
-        raise UsageError(f"{target} exists", fix="choose another --to")
-    if not target.parent.is_dir():
-        raise UsageError(
-            f"the folder {target.parent} does not exist",
-            fix=f"mkdir -p {shlex.quote(str(target.parent))}",
-        )
-    if not os.access(target.parent, os.W_OK):
-        raise EnvironmentFault(f"no permission for {target.parent}", fix="choose another --to")
 
 
 def _usual_target(info: CheckpointInfo, suffix: str) -> Path:

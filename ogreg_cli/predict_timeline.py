@@ -19,6 +19,7 @@ from ogreg_cli.console import (
     result,
 )
 from ogreg_core.errors import Interrupted, UsageError, VideoError, WorkFailed
+from ogreg_core.files import printable
 
 if TYPE_CHECKING:
     from ogreg_core.data.loader import Views
@@ -78,7 +79,8 @@ def run(predictor: Predictor, files: list[str], views: Views, wishes: Wishes) ->
                 found = make_timeline(
                     predictor, file, views, wishes.options, on_progress=reporter, heed=heed
                 )
-            except VideoError as error:
+            # An image among videos, or a window that does not suit one of them, is that one's trouble.
+            except (VideoError, UsageError) as error:
                 if len(files) == 1:
                     raise
                 troubles += 1
@@ -127,7 +129,6 @@ def _write(
         save_json,
         save_web_vtt,
     )
-    from ogreg_core.timeline.overlay import save_overlay
     from ogreg_core.timeline.picture import save_picture
 
     def name(scores: Any) -> list[tuple[str, float]]:
@@ -143,9 +144,8 @@ def _write(
     }
     try:
         if wishes.overlay:
-            save_overlay(found, folder / "overlay.mp4", heed, wishes.options.deadline)
-            document["overlay"] = "overlay.mp4"
-        title = f"{Path(file).name}, {predictor.info.model}"
+            document |= _overlay(found, folder, heed, wishes.options.deadline)
+        title = f"{printable(Path(file).name)}, {predictor.info.model}"
         save_picture(found, folder / "timeline.png", title)
         save_csv_of_windows(found, name, folder / "windows.csv")
         save_csv_of_events(found, folder / "events.csv")
@@ -156,6 +156,18 @@ def _write(
             folder.rmdir()
         raise
     return document, folder
+
+
+def _overlay(found: Timeline, folder: Path, heed: Heed, deadline: float) -> dict[str, str]:
+    """Write the overlay; a file that breaks in this second pass does not cost what the first one found."""
+    from ogreg_core.timeline.overlay import save_overlay
+
+    try:
+        save_overlay(found, folder / "overlay.mp4", heed, deadline)
+    except VideoError as error:
+        fail(error)
+        return {"overlay_error": str(error)}
+    return {"overlay": "overlay.mp4"}
 
 
 def _show(

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from enum import Enum
 from pathlib import Path
 
 import typer
 
-from ogreg_cli.common import is_typed
-from ogreg_cli.report import check_new_file
-from ogreg_core.errors import OgregError, UsageError
+from ogreg_cli.common import check_new_file, is_typed
+from ogreg_core.errors import UsageError
+from ogreg_core.profile_picture import check_picture
 
 __all__ = [
     "ALL",
@@ -26,7 +26,6 @@ __all__ = [
 ]
 
 ALL = "all"
-_PICTURES = (".png", ".pdf", ".svg")
 _SWEPT = ("frames", "size", "batch")
 _SMALLEST_SIZE = 32
 
@@ -170,19 +169,5 @@ def check_plot(path: Path | None) -> None:
     """
     if path is None:
         return
-    if path.suffix.lower() not in _PICTURES:
-        raise UsageError(
-            f"--plot {path} has no known ending",
-            why=f"known: {', '.join(_PICTURES)}",
-            fix=f"--plot {path.with_suffix('.png')}",
-        )
-    _as_plot(check_new_file, path)
-
-
-def _as_plot(check: Callable[[Path], None], path: Path) -> None:
-    """A check of --out, with its errors in the words of --plot."""
-    try:
-        check(path)
-    except OgregError as error:
-        error.fix = error.fix.replace("--out", "--plot")
-        raise
+    check_picture(path)
+    check_new_file(path, "--plot")

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import os
-import shlex
 from enum import Enum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from ogreg_cli.common import Json
+from ogreg_cli.common import Json, check_new_file
 from ogreg_cli.console import emit_json, error_document, loading, result
-from ogreg_core.errors import EnvironmentFault, OgregError, UsageError
+from ogreg_core.errors import OgregError, UsageError
 
 EXAMPLES = (
     "Examples: ogreg report runs/eval/demo | ogreg report runs/eval --out table.tex | "
@@ -93,26 +91,3 @@ def _choose(format: Format | None, out: Path | None, json: bool) -> str:
             why="--format, --json and the ending of --out all say what to write",
         )
     return wanted.pop() if wanted else "markdown"
-
-
-def check_new_file(out: Path | None) -> None:
-    """Refuse a file that cannot or must not be written, before any work is done.
-
-    Raises:
-        UsageError: it exists, or its folder does not.
-        EnvironmentFault: nothing may be written there.
-    """
-    if out is None:
-        return
-    if os.path.lexists(out):
-        raise UsageError(f"{out} exists already", fix="choose another --out")
-    above = next(folder for folder in out.parents if os.path.lexists(folder))
-    if not above.is_dir():
-        raise UsageError(f"{above} is a file, not a folder", fix="choose another --out")
-    if above != out.parent:
-        raise UsageError(
-            f"the folder {out.parent} does not exist",
-            fix=f"mkdir -p {shlex.quote(str(out.parent))}",
-        )
-    if not os.access(above, os.W_OK | os.X_OK):
-        raise EnvironmentFault(f"no permission for {above}", fix="choose another --out")

@@ -255,7 +255,8 @@ def _show(found: GazeResult, files: dict[str, Path]) -> None:
         info(f"Grad-CAM is 0 everywhere: no place of the last stage speaks for {found.cam_label}")
     if found.motion:
         for kind, share in found.motion.maps.items():
-            result(f"{kind} on moving pixels\t{100 * share:.1f} %")
+            words = f"{100 * share:.1f} %" if share == share else "the map is 0 everywhere"
+            result(f"{kind} on moving pixels\t{words}")
         result(f"centre bias on moving pixels\t{100 * found.motion.centre:.1f} %")
         result(f"uniform on moving pixels\t{100 * found.motion.uniform:.1f} %")
     for name, path in files.items():

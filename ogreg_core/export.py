@@ -42,14 +42,13 @@ from torch.export import Dim, ExportedProgram
 
 from ogreg_core import __version__
 from ogreg_core.checkpoint import CheckpointInfo, load_model
-from ogreg_core.data.loader import load_views
 from ogreg_core.data.transforms import to_input
 from ogreg_core.datasets.demo import FPS, render_clip
 from ogreg_core.errors import CheckpointError, OgregError, UsageError, WorkFailed, is_out_of_memory
 from ogreg_core.evaluation import score_views
 from ogreg_core.export_formats import FORMATS, Run, format_of, require_packages
 from ogreg_core.files import write_atomic
-from ogreg_core.inference import single_video
+from ogreg_core.inference import read_views
 from ogreg_core.progress import Note, ProgressCallback
 from ogreg_core.video import write_video
 
@@ -332,8 +331,7 @@ def test_clips(info: CheckpointInfo, video: str | Path | None) -> Tensor:
             path = Path(folder) / "clip.mp4"
             write_video(path, render_clip("orbit_clockwise", seed=0), FPS)
             return test_clips(info, path)
-    _, manifest = single_video(video)
-    clip = load_views(manifest, manifest.rows[0], info.views(clips=1, crops=1))
+    _, clip = read_views(video, info.views(clips=1, crops=1))
     return torch.cat([clip, clip.flip(2), clip.flip(-1)])
 
 

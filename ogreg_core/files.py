@@ -93,5 +93,10 @@ def remove_leftovers(path: Path) -> None:
 
 
 def write_text_atomic(path: Path, text: str) -> None:
-    """Write UTF-8 text atomically."""
-    write_atomic(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+    """Write UTF-8 text atomically; of a file's name that is no UTF-8 the odd bytes are escaped."""
+    write_atomic(path, lambda temporary: temporary.write_text(printable(text), encoding="utf-8"))
+
+
+def printable(text: str) -> str:
+    """Text without the surrogates that stand for odd bytes in names of files: they are escaped."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")

@@ -24,6 +24,7 @@ __all__ = [
     "DEADLINE_SECONDS",
     "Prediction",
     "Predictor",
+    "read_views",
     "single_video",
     "within",
 ]
@@ -93,6 +94,23 @@ def within(function: Callable[[], Result], path: str, deadline: float) -> Result
     if not found:
         raise _too_slow(path, f"reading did not end within {deadline:g} s")
     return found[0]
+
+
+def read_views(path: str | Path, views: Views) -> tuple[Manifest, Tensor]:
+    """A file as a manifest of one row, and its views, unless reading it hangs.
+
+    Returns:
+        The manifest, and uint8 ``[V, 3, T, size, size]``.
+
+    Raises:
+        VideoError: the file cannot be read, or not in time.
+    """
+
+    def read() -> tuple[Manifest, Tensor]:
+        _, manifest = single_video(path)
+        return manifest, load_views(manifest, manifest.rows[0], views)
+
+    return within(read, str(path), DEADLINE_SECONDS)
 
 
 def _too_slow(path: str, why: str) -> VideoError:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -186,6 +187,12 @@ def _arrays(result: GazeResult) -> dict[str, np.ndarray]:
     return arrays
 
 
+def _without_nan(shares: dict[str, Any]) -> dict[str, Any]:
+    """JSON knows no not-a-number: the share of a map without mass is null."""
+    maps = {kind: None if math.isnan(share) else share for kind, share in shares["maps"].items()}
+    return shares | {"maps": maps}
+
+
 def _description(result: GazeResult) -> dict[str, Any]:
     motion = result.motion
     return {
@@ -197,7 +204,7 @@ def _description(result: GazeResult) -> dict[str, Any]:
         "gradcam_label": result.cam_label,
         "glance": result.glance,
         "blocks": result.blocks,
-        "motion": asdict(motion) if motion else None,
+        "motion": _without_nan(asdict(motion)) if motion else None,
         "geometry": asdict(result.geometry),
         "box_share": BOX_SHARE,
     }

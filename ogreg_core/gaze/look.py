@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ogreg_core.checkpoint import CheckpointInfo
-from ogreg_core.data.loader import load_views, locate
+from ogreg_core.data.loader import locate
 from ogreg_core.data.manifest import Row
 from ogreg_core.data.sampling import positions
 from ogreg_core.data.transforms import to_input
@@ -23,7 +23,7 @@ from ogreg_core.gaze.glance import GlanceMode, Place, glance_of
 from ogreg_core.gaze.gradcam import grad_cam, last_selection, spread_kept
 from ogreg_core.gaze.maps import Canvas, select_blocks, shown_blocks, with_openings
 from ogreg_core.gaze.motion import MotionScore, moving_pixels, score_maps
-from ogreg_core.inference import Predictor, single_video
+from ogreg_core.inference import Predictor, read_views
 from ogreg_core.models.protocol import VideoModel
 from ogreg_core.models.registry import find_model, nearest
 
@@ -128,13 +128,13 @@ def look(
     """
     info = predictor.info
     target = _class_index(label, info.labels)
-    _, manifest = single_video(path)
-    row, views = manifest.rows[0], info.views(clips=1, crops=1)
+    views = info.views(clips=1, crops=1)
+    manifest, clip = read_views(path, views)
+    row = manifest.rows[0]
     chosen = views.indices(positions(row, views.sampling))[0]
     located = locate(manifest, row, chosen, views.sampling)
     geometry = ClipGeometry.of(row, views.crops)
     place = _place(query, geometry, [number for number, _ in located], row)
-    clip = load_views(manifest, row, views)
     scores = score_views(predictor.model, clip[None], info.mean, info.std, predictor.precision)[0]
     best = int(scores.argmax())
     inputs = to_input(clip.to(predictor.device), info.mean, info.std)

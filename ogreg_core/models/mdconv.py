@@ -90,10 +90,16 @@ def depthwise_tap(frames: Tensor, kernel: Tensor, bias: Tensor | None = None) ->
     """Depthwise 3x3 convolution of every frame, zero padding: ``[B, T, H, W, C]`` with ``kernel``
     ``[C, 1, 3, 3]``.
     """
-    # Channels-last memory read as NCHW: no copy, and the fast depthwise kernel on CPU and GPU.
-    images = rearrange(frames, "b t h w c -> (b t) c h w")
-    out = F.conv2d(images, kernel, bias, padding=1, groups=frames.shape[-1])
+    out = F.conv2d(_as_images(frames), kernel, bias, padding=1, groups=frames.shape[-1])
     return rearrange(out, "(b t) c h w -> b t h w c", b=frames.shape[0])
+
+
+def _as_images(frames: Tensor) -> Tensor:
+    """``[B, T, H, W, C]`` read as ``[B T, C, H, W]`` in channels-last memory, of which CPU and GPU have
+    the fast depthwise kernels. Flattened first: where frames are cut off from a batch a copy is made,
+    and it should be one of this kind.
+    """
+    return rearrange(frames.flatten(0, 1), "n h w c -> n c h w")
 
 
 def modulated_conv(
@@ -177,9 +183,9 @@ class _Gaze(torch.autograd.Function):
 
 def _tap_gradient(gradient: Tensor, frames: Tensor, kernel: Tensor) -> tuple[Tensor, Tensor]:
     """Gradients of :func:`depthwise_tap` for its frames and its kernel."""
-    images = [rearrange(part, "b t h w c -> (b t) c h w") for part in (gradient, frames)]
     to_images, to_kernel, _ = torch.ops.aten.convolution_backward(
-        *images,
+        _as_images(gradient),
+        _as_images(frames),
         kernel,
         None,
         stride=(1, 1),

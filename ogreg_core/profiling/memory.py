@@ -32,9 +32,9 @@ def peak_memory_mb(device: torch.device) -> float:
 class PeakMeter:
     """The most memory that is in use from now on.
 
-    On a GPU what torch has allocated, weights included. On a CPU by how much the resident set of this
-    process rises above what it is now; weights that are there already are not in it. The kernel's own
-    high-water mark is set back for that, which Linux alone can do.
+    By how much it rises above what it is now, so that neither weights nor other models that are there
+    already are in it: on a GPU what torch has allocated, on a CPU the resident set of this process. The
+    kernel's own high-water mark is set back for that, which Linux alone can do.
 
     Args:
         device: whose memory.
@@ -47,6 +47,7 @@ class PeakMeter:
         self._floor: float | None = None
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
+            self._floor = torch.cuda.memory_allocated(device) / 2**20
             return
         _return_free_memory()
         with contextlib.suppress(OSError):
@@ -56,12 +57,13 @@ class PeakMeter:
     @staticmethod
     def meaning_on(device: torch.device) -> str:
         """What the figure is, in words."""
-        return "allocated" if device.type == "cuda" else "rise of the resident memory"
+        return f"rise of the {'allocated' if device.type == 'cuda' else 'resident'} memory"
 
     def peak_mb(self) -> float | None:
         """Megabytes since the meter was made; None where the system cannot tell."""
         if self._device.type == "cuda":
-            return torch.cuda.max_memory_allocated(self._device) / 2**20
+            assert self._floor is not None
+            return torch.cuda.max_memory_allocated(self._device) / 2**20 - self._floor
         peak = None if self._floor is None else self._megabytes("VmHWM")
         if self._floor is None or peak is None:
             return None
@@ -98,5 +100,10 @@ def available_mb(device: torch.device) -> float:
     with contextlib.suppress(OSError, ValueError):
         limit = int((group / "memory.max").read_text())
         used = int((group / "memory.current").read_text())
-        found = min(found, (limit - used) / 2**20)
+        # Cached files give way where memory is needed.
+        reclaimable = 0
+        for line in (group / "memory.stat").read_text().splitlines():
+            if line.startswith("inactive_file "):
+                reclaimable = int(line.split()[1])
+        found = min(found, (limit - used + reclaimable) / 2**20)
     return found

@@ -10,10 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from ogreg_core.checkpoint import load_model
-from ogreg_core.data.loader import load_views
 from ogreg_core.data.transforms import to_input
 from ogreg_core.errors import OgregError, UsageError, is_out_of_memory
-from ogreg_core.inference import single_video
+from ogreg_core.inference import read_views
 from ogreg_core.models.option_words import model_words
 from ogreg_core.models.registry import create_model, find_model
 from ogreg_core.profiling.counting import FlopReport, Observation, count_multiply_adds, observe
@@ -92,9 +91,8 @@ class Subject:
         shape = info.sampling.frames, info.size
         subject = cls(info.model, info.options, len(info.labels), *shape, checkpoint, views)
         if clip is not None:
-            _, manifest = single_video(clip)
             # The centre view, which every protocol contains or stands around.
-            pixels = load_views(manifest, manifest.rows[0], info.views(clips=1, crops=1))
+            _, pixels = read_views(clip, info.views(clips=1, crops=1))
             subject = replace(subject, real=to_input(pixels, info.mean, info.std))
         return subject, built
 

@@ -91,7 +91,8 @@ class _Events:
         if event.boxes:
             box = _box_at(event.boxes, second)
             width = max(round(image.height / 120), 1)
-            pen.rectangle((box.x0, box.y0, box.x1 - 1, box.y1 - 1), outline=colour, width=width)
+            right, bottom = max(box.x1 - 1, box.x0), max(box.y1 - 1, box.y0)
+            pen.rectangle((box.x0, box.y0, right, bottom), outline=colour, width=width)
         _write(pen, image.size, self._text(event), colour)
         return np.asarray(image)
 

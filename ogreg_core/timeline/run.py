@@ -203,12 +203,19 @@ def _lengths(predictor: Predictor, source: Source, options: TimelineOptions) -> 
     window_s, window_from = options.window_s, "as asked for"
     if window_s is None:
         window_s, window_from = default_window(predictor.info, source.row)
+    window_s = min(window_s, source.row.duration)
     half = window_s / 2
     hop_s = half if options.hop_s is None else options.hop_s
     if hop_s > window_s:
         raise UsageError(
             f"--hop {hop_s:g} is longer than a window of {window_s:g} s",
             why="what lies between two windows would not be looked at",
+            fix=f"--hop {half:g}",
+        )
+    if hop_s < 1 / source.row.fps and options.hop_s is not None:
+        raise UsageError(
+            f"--hop {hop_s:g} is shorter than a frame of {source.info.path}",
+            why=f"its frames are {1 / source.row.fps:.3g} s apart",
             fix=f"--hop {half:g}",
         )
     return _Lengths(

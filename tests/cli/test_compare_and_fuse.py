@@ -13,8 +13,8 @@ from dataclasses import replace
 import pytest
 import torch
 
+from ogreg_cli.common import check_new_file
 from ogreg_cli.compare import _p
-from ogreg_cli.report import check_new_file
 from ogreg_core.data.loader import Unreadable
 from ogreg_core.errors import EnvironmentFault
 from ogreg_core.evaluation import Scores

@@ -6,6 +6,7 @@ import csv
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,12 +15,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
+from ogreg_cli import predict_timeline
 from ogreg_core.checkpoint import CheckpointInfo, save_checkpoint
 from ogreg_core.data.sampling import ClipSampling
 from ogreg_core.errors import VideoError
+from ogreg_core.gaze import look
 from ogreg_core.inference import Predictor
 from ogreg_core.models.registry import create_model
+from ogreg_core.timeline import TimelineOptions
 from ogreg_core.video import write_video
 from tests.conftest import moving_frames
 
@@ -175,6 +180,45 @@ class TestTimeline:
         assert f"was read up to {document['read_to_s']:.2f} s" in error["error"]["what"]
         assert (tmp_path / "found" / "timeline.json").is_file()
 
+    def test_an_image_among_videos_is_one_trouble(self, ogreg, checkpoint, clip, tmp_path):
+        Image.new("RGB", (64, 48)).save(tmp_path / "photo.png")
+        done = ogreg("predict", "--timeline", clip, "photo.png", clip, "-c", checkpoint, "--json")
+        assert done.returncode == 1, done.stderr
+        first, refused, second, last = map(json.loads, done.stdout.splitlines())
+        assert first["events"] == second["events"]
+        assert "has no timeline" in refused["error"]["what"]
+        assert last["error"]["what"].startswith("1 of 3 files")
+
+    def test_a_failing_overlay_costs_nothing_else(self, checkpoint, clip, tmp_path, monkeypatch):
+        def fail(*_arguments):
+            raise VideoError("it broke in the second pass", code="damaged")
+
+        monkeypatch.setattr("ogreg_core.timeline.overlay.save_overlay", fail)
+        predictor = Predictor.from_checkpoint(checkpoint, torch.device("cpu"))
+        options = TimelineOptions(window_s=1.0)
+        wishes = predict_timeline.Wishes("c", options, tmp_path / "out", 2, True, True)
+        predict_timeline.run(predictor, [str(clip)], predictor.info.views(), wishes)
+        document = json.loads((tmp_path / "out" / "timeline.json").read_text())
+        assert document["overlay_error"] == "it broke in the second pass"
+        assert "overlay" not in document
+
+    def test_a_name_that_is_no_utf8(self, ogreg, checkpoint, clip, tmp_path):
+        odd = os.fsencode(tmp_path) + b"/caf\xe9.mp4"
+        shutil.copy(clip, odd)
+        done = ogreg("predict", "--timeline", tmp_path, "-c", checkpoint, "--out", "found")
+        assert done.returncode == 0, done.stderr
+        assert (tmp_path / "found" / "timeline.png").is_file()
+        path = json.loads((tmp_path / "found" / "timeline.json").read_text())["path"]
+        assert os.fsencode(path) == odd
+
+    def test_lengths_without_sense(self, ogreg, checkpoint, clip):
+        whole = ogreg("predict", "--timeline", clip, "-c", checkpoint, "--window", "inf", "--json")
+        assert whole.returncode == 0, whole.stderr
+        assert len(json.loads(whole.stdout)["windows"]) == 1
+        short = ogreg("predict", "--timeline", clip, "-c", checkpoint, "--hop", "1e-6")
+        assert short.returncode == 2
+        assert "shorter than a frame" in short.stderr
+
     @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
     def test_interrupted(self, number, checkpoint, tmp_path):
         """While the overlay is being written, or before: nothing is left of it."""
@@ -240,6 +284,17 @@ class TestDamage:
         assert 5 <= len(bad) < 20
         assert all(document["error"]["code"] == 3 for document in bad)
         assert last["error"]["what"] == f"{len(bad)} of 20 files could not be read"
+
+    def test_pictures(self, checkpoint, damaged):
+        predictor = Predictor.from_checkpoint(checkpoint, torch.device("cpu"))
+        refused = set()
+        for file in sorted(damaged.iterdir()):
+            try:
+                assert look(predictor, file).maps
+            except VideoError as error:
+                refused.add(error.code)
+        assert refused
+        assert "internal" not in refused
 
     def test_timelines(self, ogreg, checkpoint, damaged):
         done = ogreg("predict", "--timeline", damaged, "-c", checkpoint, "--json")

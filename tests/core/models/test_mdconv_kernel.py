@@ -174,6 +174,11 @@ def through_torch() -> dict[str, object]:
 
     # The interpreter in the place of a GPU.
     mdconv._DEVICES = ("cpu",)
+    # The real check, inside activation checkpointing, as in the first step of a training.
+    mdconv._usable = lambda *_: mdconv._passes(
+        torch.device("cpu"), torch.float32, torch.float32, y.shape[-1]
+    )
+    first = torch.autograd.grad(checkpoint(Net(4), y, use_reentrant=False).sum(), y)
     mdconv._usable = mdconv._constant_in_graphs(lambda *_: True)
     net, grad = Net(4), torch.randn(1, 2, 1, 2, 4)
     inputs = [y, *net.parts]
@@ -198,6 +203,7 @@ def through_torch() -> dict[str, object]:
         "exported is right": torch.allclose(exported.module()(y), eager[0], atol=1e-5),
         "traced without the operator": "ogreg::mdconv"
         not in str(torch.jit.trace(net, y, check_trace=False).graph),
+        "checked inside of checkpointing": bool(first[0].isfinite().all()),
         "self-check": mdconv.relative_errors(torch.device("cpu"), torch.float32, torch.float32, 8),
     }
 
@@ -249,6 +255,7 @@ class TestArithmetic:
         assert set(found["checks"].values()) == {"SUCCESS"}
         assert found["compiled"]
         assert found["checkpointed"]
+        assert found["checked inside of checkpointing"]
         assert found["mixed"] == ["torch.bfloat16", True]
         assert found["exported without the operator"]
         assert found["exported is right"]

@@ -11,7 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from ogreg_core.models.mdconv import MDConv, frame_dissimilarity, modulated_conv, modulation
+from ogreg_core.models.mdconv import (
+    MDConv,
+    depthwise_tap,
+    frame_dissimilarity,
+    modulated_conv,
+    modulation,
+)
 from ogreg_core.models.ogreg import SoDA, build_ogreg
 from ogreg_core.models.weights import initialise
 
@@ -66,6 +72,11 @@ class TestMDConv:
         torch.testing.assert_close(
             modulated_conv(y, weight, m), torch.stack(expected, 1), atol=1e-5, rtol=1e-5
         )
+
+    @pytest.mark.parametrize("batch", [1, 3])
+    def test_taps_of_frames_cut_off_a_batch_stay_channels_last(self, batch):
+        y = torch.randn(batch, 4, 8, 8, 16)
+        assert depthwise_tap(y[:, :-1], torch.randn(16, 1, 3, 3)).is_contiguous()
 
     def test_one_frame_is_the_2d_convolution(self):
         layer, flat = MDConv(4), MDConv(4, gaze="2d")
