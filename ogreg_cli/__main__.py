@@ -7,7 +7,7 @@ import os
 import sys
 
 from ogreg_cli.app import app
-from ogreg_core.launching import is_silent
+from ogreg_core.launching import is_launched, is_silent
 
 _USAGE, _INTERRUPTED = 2, 130
 
@@ -27,7 +27,19 @@ def main() -> None:
         # Imported late, here and below: help never needs it.
         from ogreg_cli.console import fail
 
-        sys.exit(_fail_quietly(error) if is_silent() else fail(error))
+        code = _fail_quietly(error) if is_silent() else fail(error)
+        if is_launched():
+            _leave_at_once(code)
+        sys.exit(code)
+
+
+def _leave_at_once(code: int) -> None:
+    """End one of several processes without taking torch down in an orderly way: its communication aborts a
+    process whose peers leave meanwhile, and the job would report that instead of what happened.
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def _explain_exit(code: object) -> None:
