@@ -11,7 +11,6 @@ import typer
 
 from ogreg_cli.common import check_new_file, is_typed
 from ogreg_core.errors import UsageError
-from ogreg_core.profile_picture import check_picture
 
 __all__ = [
     "ALL",
@@ -169,5 +168,7 @@ def check_plot(path: Path | None) -> None:
     """
     if path is None:
         return
+    from ogreg_core.profile_picture import check_picture
+
     check_picture(path)
     check_new_file(path, "--plot")

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from ogreg_cli import export as command
+from ogreg_cli.common import check_new_file
 from ogreg_core.checkpoint import CheckpointInfo, load_model
 from ogreg_core.data.sampling import ClipSampling
 from ogreg_core.errors import EnvironmentFault
@@ -127,7 +128,7 @@ def test_a_folder_that_cannot_be_written(tmp_path, monkeypatch):
     """Root may write everywhere: the answer is the system's."""
     monkeypatch.setattr(os, "access", lambda path, mode: not (mode & os.W_OK))
     with pytest.raises(EnvironmentFault, match="no permission for"):
-        command._check_target(tmp_path / "own.pt2")
+        check_new_file(tmp_path / "own.pt2", "--to")
 
 
 def test_the_usual_target_never_overwrites(tmp_path, monkeypatch):

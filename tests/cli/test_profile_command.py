@@ -112,7 +112,7 @@ def test_a_clip_that_cannot_be_read(trained, tmp_path, monkeypatch):
         (["--compare", "ogret-t,s3", "--json"], 2, ["ogret-t: did you mean 'ogreg-t'?; s3: did"]),
         (["--batches", "1,x,0"], 2, ["'x', '0' are no number from 1 on", "--batches 1,4,8"]),
         (["--views", "4x2"], 2, ["CLIPSxCROPS", "--views 4x3"]),
-        (["--plot", "x.gif"], 2, ["--plot x.gif has no known ending", "--plot x.png"]),
+        (["--plot", "x.gif"], 2, ["x.gif has no known ending of a picture", "--plot x.png"]),
         (["--plot", "none/x.png"], 2, ["the folder none does not exist", "mkdir"]),
         (["--plot", "run/there.png"], 2, ["exists already", "choose another --plot"]),
     ],

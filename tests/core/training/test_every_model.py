@@ -97,7 +97,7 @@ ROWS = [
     Row("gta-r50-8f", 5e-3, 60, 0.03, size=32),
     Row("swin3d-t", 1e-3, 60, 0.012),
     Row("mvit-v1-b", 3e-4, 60, 0.015),
-    Row("mvit-v2-s", 3e-4, 30, 0.012),
+    Row("mvit-v2-s", 3e-4, 60, 0.012),
     Row("r2plus1d-18", 2e-3, 40, 0.02, size=32, no_bf16_step=CPU_CONVOLUTION),
     Row("s3d", 5e-4, 70, 0.025, size=32, no_bf16_step=CPU_CONVOLUTION),
     Row("ogreg-n", 2e-3, 50, 0.1, size=32, options=FINE, time=1, space=2),
