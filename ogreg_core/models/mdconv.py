@@ -9,7 +9,7 @@ the same with its gradient written out (:class:`_Gaze`), for training without a 
 kernel for CUDA in :mod:`ogreg_core.models.kernels.mdconv`.
 
 What the written-out gradient buys, forward and backward of all twelve blocks of ogreg-t at 16x224,
-processor time on one core: 380 ms by torch's own differentiation, 168 ms here. The difference is
+processor time on one core: 380 ms by torch's own differentiation, 245 ms here. The difference is
 memory traffic: slices are differentiated by filling a whole tensor with zeros, and additions in
 place by copying one.
 
