@@ -331,7 +331,7 @@ def test_clips(info: CheckpointInfo, video: str | Path | None) -> Tensor:
             path = Path(folder) / "clip.mp4"
             write_video(path, render_clip("orbit_clockwise", seed=0), FPS)
             return test_clips(info, path)
-    _, clip = read_views(video, info.views(clips=1, crops=1))
+    clip = read_views(video, info.views(clips=1, crops=1)).views
     return torch.cat([clip, clip.flip(2), clip.flip(-1)])
 
 

@@ -22,6 +22,7 @@ from ogreg_core.video import VideoInfo, probe
 
 __all__ = [
     "DEADLINE_SECONDS",
+    "FileViews",
     "Prediction",
     "Predictor",
     "read_views",
@@ -96,21 +97,32 @@ def within(function: Callable[[], Result], path: str, deadline: float) -> Result
     return found[0]
 
 
-def read_views(path: str | Path, views: Views) -> tuple[Manifest, Tensor]:
-    """A file as a manifest of one row, and its views, unless reading it hangs.
+class FileViews(NamedTuple):
+    """A file that has been read.
 
-    Returns:
-        The manifest, and uint8 ``[V, 3, T, size, size]``.
+    Args:
+        video: what was found out about it.
+        manifest: with it as the only row.
+        views: uint8 ``[V, 3, T, size, size]``.
+    """
+
+    video: VideoInfo
+    manifest: Manifest
+    views: Tensor
+
+
+def read_views(path: str | Path, views: Views, deadline: float = DEADLINE_SECONDS) -> FileViews:
+    """The views of a file, unless reading it hangs.
 
     Raises:
         VideoError: the file cannot be read, or not in time.
     """
+    return within(lambda: _load(path, views), str(path), deadline)
 
-    def read() -> tuple[Manifest, Tensor]:
-        _, manifest = single_video(path)
-        return manifest, load_views(manifest, manifest.rows[0], views)
 
-    return within(read, str(path), DEADLINE_SECONDS)
+def _load(path: str | Path, views: Views) -> FileViews:
+    video, manifest = single_video(path)
+    return FileViews(video, manifest, load_views(manifest, manifest.rows[0], views))
 
 
 def _too_slow(path: str, why: str) -> VideoError:
@@ -123,7 +135,7 @@ def _too_slow(path: str, why: str) -> VideoError:
 
 
 class _Loaded(NamedTuple):
-    """A file that has been read.
+    """A file that waits for the model.
 
     Args:
         video: what was found out about it.
@@ -132,11 +144,6 @@ class _Loaded(NamedTuple):
 
     video: VideoInfo
     views: Tensor
-
-
-def _load(path: str | Path, views: Views) -> _Loaded:
-    video, manifest = single_video(path)
-    return _Loaded(video, load_views(manifest, manifest.rows[0], views))
 
 
 class _Job(NamedTuple):
@@ -152,10 +159,10 @@ def _load_apart(job: _Job) -> tuple[VideoInfo, Any] | VideoError:
     if multiprocessing.parent_process() is not None:
         torch.set_num_threads(1)
     try:
-        video, views = _load(job.path, job.views)
+        loaded = _load(job.path, job.views)
     except VideoError as error:
         return error
-    return video, views.numpy()
+    return loaded.video, loaded.views.numpy()
 
 
 class Predictor:
@@ -221,8 +228,8 @@ class Predictor:
             VideoError: the file cannot be read.
         """
         chosen = views or self.info.views()
-        loaded = within(lambda: _load(path, chosen), str(path), deadline)
-        return self._predictions([loaded], top)[0]
+        video, _, read = read_views(path, chosen, deadline)
+        return self._predictions([_Loaded(video, read)], top)[0]
 
     def predict_files(
         self,

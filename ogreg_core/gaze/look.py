@@ -129,7 +129,7 @@ def look(
     info = predictor.info
     target = _class_index(label, info.labels)
     views = info.views(clips=1, crops=1)
-    manifest, clip = read_views(path, views)
+    _, manifest, clip = read_views(path, views)
     row = manifest.rows[0]
     chosen = views.indices(positions(row, views.sampling))[0]
     located = locate(manifest, row, chosen, views.sampling)

@@ -92,7 +92,7 @@ class Subject:
         subject = cls(info.model, info.options, len(info.labels), *shape, checkpoint, views)
         if clip is not None:
             # The centre view, which every protocol contains or stands around.
-            _, pixels = read_views(clip, info.views(clips=1, crops=1))
+            pixels = read_views(clip, info.views(clips=1, crops=1)).views
             subject = replace(subject, real=to_input(pixels, info.mean, info.std))
         return subject, built
 

@@ -91,7 +91,7 @@ def _open(path: str | Path) -> Source:
             fix=f"ogreg predict {shlex.quote(str(path))}",
         )
     try:
-        info = probe(path)
+        info = probe(path, index=reader.index)
     except VideoError as error:
         if error.code not in _PARTLY_READABLE:
             raise

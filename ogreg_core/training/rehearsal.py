@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 
 from ogreg_core.data.loader import TrainBatch
+from ogreg_core.profiling import available_mb as room_mb
 from ogreg_core.profiling import peak_memory_mb
 
 __all__ = ["Rehearsal", "invented_batch", "loading_rate", "rehearse"]
@@ -82,7 +83,7 @@ def rehearse(
     """
     if device.type == "cuda":
         return _rehearse_on_gpu(step, batch_of, clips, device)
-    available = _available_mb() if available_mb is None else available_mb
+    available = room_mb(device) if available_mb is None else available_mb
     before = _reset_peak()
     # The first step also makes the gradients and the optimiser's moments, which do not grow with
     # the batch.
@@ -169,22 +170,6 @@ def _status_mb(name: str) -> float:
             if line.startswith(f"{name}:"):
                 return int(line.split()[1]) / 2**10
     return peak_memory_mb(torch.device("cpu"))
-
-
-def _available_mb() -> float:
-    """Memory that this process may still take; infinite where the system does not tell."""
-    found = float("inf")
-    with contextlib.suppress(OSError, ValueError):
-        for line in Path("/proc/meminfo").read_text().splitlines():
-            if line.startswith("MemAvailable:"):
-                found = int(line.split()[1]) / 2**10
-    group = Path("/sys/fs/cgroup")
-    # ValueError: "max", no limit.
-    with contextlib.suppress(OSError, ValueError):
-        limit = int((group / "memory.max").read_text())
-        used = int((group / "memory.current").read_text())
-        found = min(found, (limit - used) / 2**20)
-    return found
 
 
 def loading_rate(

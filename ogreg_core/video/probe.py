@@ -75,7 +75,9 @@ def _reader(codec: str, decoder: str) -> str:
     return "pyav" if codec == "h264" else decoder
 
 
-def probe(path: str | Path, verification: Verification = "quick") -> VideoInfo:
+def probe(
+    path: str | Path, verification: Verification = "quick", index: PacketIndex | None = None
+) -> VideoInfo:
     """Everything a manifest row needs.
 
     ``quick`` decodes the first, middle and last frame, in two orders: frames that depend on what was
@@ -85,13 +87,14 @@ def probe(path: str | Path, verification: Verification = "quick") -> VideoInfo:
     Args:
         path: the file.
         verification: how much to decode.
+        index: the packet index if it was read before.
 
     Raises:
         VideoError: with the code of what is wrong: missing, empty, not-a-video, no-video-stream,
             unsupported-codec, truncated, frame-count, negative-timestamps, seek-unstable, damaged;
             of an image not-an-image or unreadable.
     """
-    first = VideoReader(path)
+    first = VideoReader(path, index=index)
     if first.decoder == "image":
         return _probe_image(first.path, verification)
     index = first.index

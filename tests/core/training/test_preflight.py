@@ -300,7 +300,7 @@ def test_a_dry_run_measures_a_step_and_the_loader(workers, demo_root, hurry, tmp
 
 
 def test_out_of_memory_is_a_finding_with_advice(demo_root, hurry, monkeypatch):
-    monkeypatch.setattr("ogreg_core.training.rehearsal._available_mb", lambda: 0.0)
+    monkeypatch.setattr("ogreg_core.training.rehearsal.room_mb", lambda _device: 0.0)
     found = check_recipe(recipe_of(demo_root), CPU)
     assert found.figures["fits_into_memory"] is False
     (problem,) = found.problems
