@@ -80,6 +80,10 @@ COMMANDS = {
         "runs:runs",
         "List training and evaluation runs with their scores, whatever state they are in.",
     ),
+    "evidence": (
+        "evidence:evidence",
+        "Train the rows of a study on equal terms, several seeds each, and report what they show.",
+    ),
     "report": (
         "report:report",
         "Write the table of a paper: a row per experiment and protocol, seeds averaged.",

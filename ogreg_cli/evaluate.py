@@ -32,12 +32,15 @@ _NOTHING = "–"
 
 
 class FrameOrder(str, Enum):
-    """Order in which the model gets a clip's frames."""
+    """Which of a clip's frames the model gets, and in which order."""
 
     normal = "normal"
     shuffled = "shuffled"
     reversed = "reversed"
     middle = "middle"
+    half = "half"
+    double = "double"
+    irregular = "irregular"
 
 
 def evaluate(
@@ -60,7 +63,12 @@ def evaluate(
     ] = None,
     frame_order: Annotated[
         FrameOrder,
-        typer.Option(help="Control: shuffled or reversed frames, or the middle one repeated."),
+        typer.Option(
+            "--frame-order",
+            "--frames-as",
+            help="Control: shuffled or reversed frames, or the middle one repeated; or another rate over "
+            "the same span: half or double as many frames, or as many at irregular times.",
+        ),
     ] = FrameOrder.normal,
     batch_size: Annotated[int, typer.Option(min=1, help="Videos at a time.")] = 8,
     out: Annotated[

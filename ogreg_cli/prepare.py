@@ -28,7 +28,8 @@ EXAMPLES = (
     "ogreg prepare ssv2 /data/ssv2 --annotations /data/ssv2/labels --resize 256 --out /fast/ssv2 | "
     "ogreg prepare folder ~/videos --val-share 0.1 | ogreg prepare kinetics400 /data/k400 --shard 2/8 | "
     "ogreg prepare kinetics400 /data/k400 --merge | ogreg prepare imagenet1k /data/imagenet | "
-    "ogreg prepare imagefolder ~/photos | ogreg prepare demo data/demo"
+    "ogreg prepare imagefolder ~/photos | ogreg prepare demo data/demo | "
+    "ogreg prepare demo data/demo-hard --hard"
 )
 DATASETS = (*CATALOGUE, "demo")
 
@@ -102,6 +103,12 @@ def prepare(
     val_clips: Annotated[
         int | None, typer.Option(min=1, help="Validation clips per class.  [demo; 8]")
     ] = None,
+    hard: Annotated[
+        bool,
+        typer.Option(
+            "--hard", help="More motions, distractors, a camera that moves: demo-hard.  [demo]"
+        ),
+    ] = False,
     seed: Annotated[
         int | None,
         typer.Option(
@@ -143,7 +150,7 @@ def prepare(
     from ogreg_core.processes import default_workers
 
     processes = default_workers() if workers is None else workers
-    of_demo = {"--train-clips": train_clips, "--val-clips": val_clips}
+    of_demo = {"--train-clips": train_clips, "--val-clips": val_clips, "--hard": hard or None}
     if dataset == "demo":
         others = {
             "--annotations": annotations,
@@ -159,7 +166,7 @@ def prepare(
             "--deadline": deadline,
         }
         _refuse(others, dataset)
-        report = _prepare_demo(root, train_clips or 24, val_clips or 8, seed or 0, processes)
+        report = _prepare_demo(root, hard, train_clips or 24, val_clips or 8, seed or 0, processes)
     else:
         _refuse(of_demo, dataset)
         report = _prepare(
@@ -198,13 +205,14 @@ def _refuse(options: dict[str, Any], dataset: str) -> None:
 
 
 def _prepare_demo(
-    root: Path, train_clips: int, val_clips: int, seed: int, workers: int
+    root: Path, hard: bool, train_clips: int, val_clips: int, seed: int, workers: int
 ) -> PrepareReport:
     from ogreg_core.datasets.demo import prepare_demo
 
     with Reporter() as reporter:
         return prepare_demo(
             root,
+            hard=hard,
             train_per_class=train_clips,
             val_per_class=val_clips,
             seed=seed,
@@ -327,7 +335,9 @@ def _render(report: PrepareReport, dataset: str) -> None:
                 info(f"  {code}: {REASONS[code]}")
     info(f"overview: {report.folder / 'overview.png'}")
     recipe = "demo" if dataset == "demo" else CATALOGUE[dataset].recipe
-    info(f"next: ogreg train recipes/{recipe}.toml data.root={shlex.quote(str(report.folder))}")
+    other = "data.dataset=demo-hard " if report.dataset == "demo-hard" else ""
+    folder = shlex.quote(str(report.folder))
+    info(f"next: ogreg train recipes/{recipe}.toml {other}data.root={folder}")
 
 
 def _render_copies(report: PrepareReport) -> None:

@@ -209,14 +209,29 @@ def _continue(
 def _render_demo_if_missing(loaded: LoadedRecipe) -> None:
     data = loaded.recipe.data
     root = Path(data.root).expanduser()
-    if data.dataset != "demo" or not data.root or (root / "dataset.json").exists():
+    if data.dataset not in ("demo", "demo-hard") or not data.root:
+        return
+    hard = data.dataset == "demo-hard"
+    if (root / "dataset.json").exists():
+        _check_variant(root, hard)
         return
     from ogreg_core.datasets.demo import prepare_demo
     from ogreg_core.processes import default_workers
 
-    info(f"rendering the demo data set to {root}")
+    info(f"rendering the {data.dataset} data set to {root}")
     with Reporter() as reporter:
-        prepare_demo(root, workers=default_workers(), on_progress=reporter)
+        prepare_demo(root, hard=hard, workers=default_workers(), on_progress=reporter)
+
+
+def _check_variant(root: Path, hard: bool) -> None:
+    """The recipe's own root is the plain demo's: naming the harder one is not enough."""
+    from ogreg_core.data.manifest import read_dataset_info
+
+    if hard and read_dataset_info(root)["dataset"] == "demo":
+        raise DataError(
+            f"{root} holds the plain demo data set, not demo-hard",
+            fix=f"data.root={shlex.quote(f'{root}-hard')}: rendered if it is not there",
+        )
 
 
 def _run(

@@ -272,9 +272,11 @@ def _load_splits(recipe: Recipe) -> Splits:
     try:
         return load_splits(recipe, folder)
     except DataError as error:
-        if name not in (*CATALOGUE, "demo") or (folder / "dataset.json").exists():
+        if name not in (*CATALOGUE, "demo", "demo-hard") or (folder / "dataset.json").exists():
             raise
         fix = f"ogreg prepare {name} {shlex.quote(str(folder))}"
+        if name == "demo-hard":
+            fix = f"ogreg prepare demo {shlex.quote(str(folder))} --hard"
         raise DataError(error.what, where=error.where, why=error.why, fix=fix) from error
 
 

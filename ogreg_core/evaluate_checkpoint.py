@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import nn
@@ -12,6 +12,7 @@ from torch import nn
 from ogreg_core.checkpoint import CheckpointInfo, load_model
 from ogreg_core.data.loader import FrameControl, ViewDataset, Views, test_loader
 from ogreg_core.data.manifest import SPLITS, Manifest, load_manifest
+from ogreg_core.data.sampling import Rate
 from ogreg_core.datasets.locations import find_dataset
 from ogreg_core.distributed import SINGLE, World
 from ogreg_core.errors import CheckpointError, DataError
@@ -33,6 +34,7 @@ __all__ = [
 def protocol(views: Views) -> str:
     """How a score was reached: frames x stride, clips x crops, and sizes in pixels in one phrase, for
     example ``32x2, 4x3 views, short side 224``, or ``16 uniform, 1x1 views, short side 72, crop 64``.
+    A control or another rate is named behind it: ``frames shuffled``, ``at double rate (32 frames)``.
     """
     sampling = views.sampling
     taken = (
@@ -48,6 +50,8 @@ def protocol(views: Views) -> str:
     text = f"{taken}, {views.clips}x{crops.crops} views, short side {crops.short_side}"
     if crops.size != crops.short_side:
         text += f", crop {crops.size}"
+    if views.control in get_args(Rate):
+        return f"{text}, at {views.control} rate ({views.frames} frames)"
     return text if views.control == "none" else f"{text}, frames {views.control}"
 
 
@@ -127,7 +131,7 @@ class Evaluation:
             "manifest_sha256": manifest.sha256,
             "annotated_videos": manifest.annotated or None,
             "protocol": protocol(views),
-            "frames": views.sampling.frames,
+            "frames": views.frames,
             "size": views.crops.size,
             "clips": views.clips,
             "crops": views.crops.crops,
@@ -153,12 +157,13 @@ def open_evaluation(
         data: manifest folder; None for the one of the training.
         split: ``train``, ``val`` or ``test``; None for the one of the validation.
         clips, crops: views per video; None for those of the validation.
-        control: frame-order control, see :class:`Views`.
+        control: other order or rate of frames, see :class:`Views`.
         device: where the model will run.
 
     Raises:
         CheckpointError: broken, or trained on other classes than the data set has.
         DataError: data set missing or broken.
+        UsageError: a rate at which there are no frames to take.
     """
     model, info = load_model(checkpoint)
     manifest = _load_split(_data_folder(data, info), split or info.split)

@@ -21,6 +21,7 @@ from ogreg_core.data.manifest import Manifest
 from ogreg_core.data.transforms import to_input
 from ogreg_core.distributed import SINGLE, World
 from ogreg_core.errors import DataError
+from ogreg_core.models.protocol import logits_of
 from ogreg_core.progress import Progress, ProgressCallback
 from ogreg_core.statistics import expected_calibration_error, wilson_interval
 
@@ -82,6 +83,7 @@ def score_views(
     mean: Sequence[float],
     std: Sequence[float],
     precision: str = "fp32",
+    times: Tensor | None = None,
 ) -> Tensor:
     """Scores of a batch of videos.
 
@@ -90,6 +92,7 @@ def score_views(
         views: uint8 ``[B, V, 3, T, H, W]`` on any device.
         mean, std: normalisation of pixels in 0..1.
         precision: ``fp32``, ``tf32``, ``bf16`` or ``fp16``.
+        times: of the frames, ``[B, V, T]``, for models that take them; None if unknown.
 
     Returns:
         float32 ``[B, classes]`` on the CPU, rows sum to 1.
@@ -97,10 +100,13 @@ def score_views(
     device = next(model.parameters()).device
     batch, count = views.shape[:2]
     parts = []
-    for chunk in views.flatten(0, 1).split(_VIEWS_AT_ONCE):
+    chunks = views.flatten(0, 1).split(_VIEWS_AT_ONCE)
+    known = times is not None
+    whens = times.flatten(0, 1).split(_VIEWS_AT_ONCE) if known else [None] * len(chunks)
+    for chunk, when in zip(chunks, whens, strict=True):
         clip = to_input(chunk.to(device, non_blocking=True), mean, std)
         with autocast(device, precision), _matmul_precision(precision):
-            logits = model(clip)
+            logits = logits_of(model, clip, when)
         parts.append(logits.float().softmax(dim=-1))
     return torch.cat(parts).unflatten(0, (batch, count)).mean(dim=1).cpu()
 
@@ -158,7 +164,7 @@ def score_dataset(
         for batch in batches(loader):
             scores = torch.empty(0)
             if len(batch.indices):
-                scores = score_views(model, batch.views, mean, std, precision)
+                scores = score_views(model, batch.views, mean, std, precision, batch.times)
             found.append(Scores(scores, batch.labels, batch.indices, batch.unreadable))
             done += len(batch.indices) + len(batch.unreadable)
             # Every process has done about as many.

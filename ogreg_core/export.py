@@ -49,6 +49,7 @@ from ogreg_core.evaluation import score_views
 from ogreg_core.export_formats import FORMATS, Run, format_of, require_packages
 from ogreg_core.files import write_atomic
 from ogreg_core.inference import read_views
+from ogreg_core.models.protocol import takes_times
 from ogreg_core.progress import Note, ProgressCallback
 from ogreg_core.video import write_video
 
@@ -272,10 +273,17 @@ def trace_checkpoint(
     Raises:
         CheckpointError: missing, broken or not ours.
         EnvironmentFault: the packages of the format are missing.
+        UsageError: the model needs frame times, which an exported file has no input for.
         WorkFailed: torch.export cannot follow the model.
     """
     require_packages(FORMATS[choice.format].writes_with)
     model, info = load_model(checkpoint)
+    if takes_times(model):
+        raise UsageError(
+            f"{checkpoint} cannot be exported",
+            why="its model needs the times of the frames, and exported files take the frames alone",
+            fix="train one with model.options.position=rotary, which counts frames",
+        )
     model.requires_grad_(False)
     start = time.perf_counter()
     try:

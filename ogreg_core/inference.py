@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ogreg_core.checkpoint import CheckpointInfo, load_model
-from ogreg_core.data.loader import Views, load_views
+from ogreg_core.data.loader import TimedViews, Views, load_timed_views
 from ogreg_core.data.manifest import Manifest, Row
 from ogreg_core.errors import VideoError
 from ogreg_core.evaluation import resolve_precision, score_views
@@ -104,11 +104,13 @@ class FileViews(NamedTuple):
         video: what was found out about it.
         manifest: with it as the only row.
         views: uint8 ``[V, 3, T, size, size]``.
+        times: of their frames, float32 ``[V, T]``, see :class:`ogreg_core.data.loader.TimedViews`.
     """
 
     video: VideoInfo
     manifest: Manifest
     views: Tensor
+    times: Tensor
 
 
 def read_views(path: str | Path, views: Views, deadline: float = DEADLINE_SECONDS) -> FileViews:
@@ -122,7 +124,7 @@ def read_views(path: str | Path, views: Views, deadline: float = DEADLINE_SECOND
 
 def _load(path: str | Path, views: Views) -> FileViews:
     video, manifest = single_video(path)
-    return FileViews(video, manifest, load_views(manifest, manifest.rows[0], views))
+    return FileViews(video, manifest, *load_timed_views(manifest, manifest.rows[0], views))
 
 
 def _too_slow(path: str, why: str) -> VideoError:
@@ -139,11 +141,11 @@ class _Loaded(NamedTuple):
 
     Args:
         video: what was found out about it.
-        views: uint8 ``[V, 3, T, size, size]``.
+        timed: its views.
     """
 
     video: VideoInfo
-    views: Tensor
+    timed: TimedViews
 
 
 class _Job(NamedTuple):
@@ -152,9 +154,9 @@ class _Job(NamedTuple):
     views: Views
 
 
-def _load_apart(job: _Job) -> tuple[VideoInfo, Any] | VideoError:
-    """In a worker process: views as a NumPy array, as a tensor would pass through shared memory that
-    goes with the worker; errors as values, which keep their fields.
+def _load_apart(job: _Job) -> tuple[VideoInfo, Any, Any] | VideoError:
+    """In a worker process: views and times as NumPy arrays, as tensors would pass through shared memory
+    that goes with the worker; errors as values, which keep their fields.
     """
     if multiprocessing.parent_process() is not None:
         torch.set_num_threads(1)
@@ -162,7 +164,7 @@ def _load_apart(job: _Job) -> tuple[VideoInfo, Any] | VideoError:
         loaded = _load(job.path, job.views)
     except VideoError as error:
         return error
-    return loaded.video, loaded.views.numpy()
+    return loaded.video, loaded.views.numpy(), loaded.times.numpy()
 
 
 class Predictor:
@@ -190,16 +192,18 @@ class Predictor:
         model, info = load_model(path)
         return cls(model, info, device)
 
-    def score(self, views: Tensor) -> Tensor:
+    def score(self, views: Tensor, times: Tensor | None = None) -> Tensor:
         """Scores of videos.
 
         Args:
             views: uint8 ``[B, V, 3, T, size, size]``.
+            times: of their frames, ``[B, V, T]``; None if unknown.
 
         Returns:
             float32 ``[B, classes]`` on the CPU, rows sum to 1.
         """
-        return score_views(self.model, views, self.info.mean, self.info.std, self.precision)
+        mean, std = self.info.mean, self.info.std
+        return score_views(self.model, views, mean, std, self.precision, times)
 
     def name(self, scores: Tensor, top: int) -> list[tuple[str, float]]:
         """The best classes of scores ``[classes]`` as (label, score), best first."""
@@ -228,8 +232,9 @@ class Predictor:
             VideoError: the file cannot be read.
         """
         chosen = views or self.info.views()
-        video, _, read = read_views(path, chosen, deadline)
-        return self._predictions([_Loaded(video, read)], top)[0]
+        read = read_views(path, chosen, deadline)
+        timed = TimedViews(read.views, read.times)
+        return self._predictions([_Loaded(read.video, timed)], top)[0]
 
     def predict_files(
         self,
@@ -275,7 +280,7 @@ class Predictor:
 
     def _score_in_batches(
         self,
-        results: Iterator[tuple[_Job, tuple[VideoInfo, Any] | VideoError | Lost]],
+        results: Iterator[tuple[_Job, tuple[VideoInfo, Any, Any] | VideoError | Lost]],
         top: int,
         batch: int,
     ) -> Iterator[dict[int, Prediction | VideoError]]:
@@ -287,9 +292,10 @@ class Predictor:
             elif isinstance(result, VideoError):
                 yield {job.number: result}
             else:
-                loaded = _Loaded(result[0], torch.from_numpy(result[1]))
-                unlike = any(other.views.shape != loaded.views.shape for other in waiting.values())
-                if unlike:
+                video, *arrays = result
+                loaded = _Loaded(video, TimedViews(*map(torch.from_numpy, arrays)))
+                shape = loaded.timed.views.shape
+                if any(other.timed.views.shape != shape for other in waiting.values()):
                     yield self._predict_batch(waiting, top)
                     waiting = {}
                 waiting[job.number] = loaded
@@ -305,7 +311,8 @@ class Predictor:
         return dict(zip(loaded, self._predictions(list(loaded.values()), top), strict=True))
 
     def _predictions(self, loaded: Sequence[_Loaded], top: int) -> list[Prediction]:
-        scores = self.score(torch.stack([file.views for file in loaded]))
+        views, times = zip(*(file.timed for file in loaded), strict=True)
+        scores = self.score(torch.stack(views), torch.stack(times))
         return [
             Prediction(file.video, row, self.name(row, top))
             for file, row in zip(loaded, scores, strict=True)

@@ -53,7 +53,7 @@ class DataTable(Table):
     """Which videos, and how a clip is taken from one."""
 
     dataset: str = Field(
-        "", description="name that `ogreg prepare` remembers; `demo` is rendered when missing"
+        "", description="name that `ogreg prepare` remembers; demo and demo-hard are rendered if missing"
     )
     root: str = Field(
         "", description="folder of the prepared data set; empty: where `ogreg prepare` put it"
@@ -245,6 +245,9 @@ class InitTable(Table):
 
     weights: str = Field(
         "", description="file, or a name of `ogreg models` such as swin_t; empty: from scratch"
+    )
+    linear: Literal["own", "fan-in"] = Field(
+        "own", description="random linear layers: the model's own spread, or 1 / sqrt(inputs)"
     )
 
 

@@ -4,23 +4,21 @@ its scores.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from torch import nn
-from torchvision.models.resnet import Bottleneck, ResNet
-from torchvision.models.video.resnet import BasicBlock, Conv2Plus1D, R2Plus1dStem, VideoResNet
 
 from ogreg_core.data.manifest import load_manifest, write_dataset
 from ogreg_core.evaluate_checkpoint import open_evaluation
 from ogreg_core.evaluation_report import EvaluationReport
-from ogreg_core.models import gta, ogreg, torchvision_models, video_focalnet, xvit
+from ogreg_core.models import convnets, gta, ogreg, torchvision_models, video_focalnet, xvit
+from ogreg_core.models.registry import MODELS
 from ogreg_core.progress import ignore_progress
 from ogreg_core.recipe import load_recipe
 from ogreg_core.runs import RunFolder
@@ -29,66 +27,52 @@ from ogreg_core.training.loop import Trainer
 
 CPU = torch.device("cpu")
 
-# --- the same architectures, thinner -----------------------------------------------------------
+# --- one size of every architecture --------------------------------------------------------------
 
 
-class ThinResNet(ResNet):
-    """ResNet-50 with an eighth of the channels behind the stem."""
-
-    def __init__(self) -> None:
-        super().__init__(Bottleneck, [3, 4, 6, 3])
-        self.fc = nn.Linear(64 * Bottleneck.expansion, 1)
-
-    def _make_layer(self, block: Any, planes: int, *arguments: Any, **rest: Any) -> nn.Sequential:
-        return super()._make_layer(block, planes // 8, *arguments, **rest)
+def architectures(names: Iterable[str]) -> set[str]:
+    """Sizes of one architecture share their source in the registry, but for what is said of the size."""
+    return {MODELS[name].source.partition(", at the size of")[0] for name in names}
 
 
-class ThinR2Plus1D(VideoResNet):
-    """R(2+1)D-18 with an eighth of the channels behind the stem."""
-
-    def __init__(self, num_classes: int) -> None:
-        super().__init__(BasicBlock, [Conv2Plus1D] * 4, [2] * 4, R2Plus1dStem)
-        self.fc = nn.Linear(64, num_classes)
-
-    def _make_layer(
-        self, block: Any, maker: Any, planes: int, *arguments: Any, **rest: Any
-    ) -> nn.Sequential:
-        return super()._make_layer(block, maker, planes // 8, *arguments, **rest)
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Layers as small as these gain nothing from a second thread, and wait for it where other work runs on
+    the same cores: a step then takes up to twenty times as long.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 @contextmanager
 def thinned() -> Iterator[None]:
-    """Fewer channels and blocks of the same architectures: of the registry's, a step takes seconds on
-    two cores and a saved state up to 1.5 GB. ogreg-n is small as it is.
+    """The models of the recipes with fewer channels and blocks: of the registry's, a step takes seconds
+    on two cores and a saved state up to 1.5 GB.
     """
-    focal_stages = tuple(
-        video_focalnet.Stage(24 << i, depth) for i, depth in enumerate((1, 1, 2, 1))
-    )
-    swin = (24, (1, 1, 2, 1), (1, 2, 4, 8))
-    with pytest.MonkeyPatch.context() as patch:
-        for variants, name, fields in (
-            (video_focalnet.VARIANTS, "t", {"stages": focal_stages}),
-            (xvit.VARIANTS, "b16", {"dim": 192, "depth": 2, "heads": 4}),
-            (ogreg.VARIANTS, "t", {"stages": ogreg.VARIANTS["n"].stages}),
-        ):
-            patch.setitem(variants, name, replace(variants[name], **fields))
-        patch.setattr(gta, "resnet50", ThinResNet)
+    focal = video_focalnet.VARIANTS
+    swin = torchvision_models.SwinSize(24, (1, 1, 2, 1), (1, 2, 4, 8))
+    deep = partial(gta.ThinResNet, [3, 4, 6, 3])
+    with pytest.MonkeyPatch.context() as patch, one_thread():
+        patch.setitem(focal, "t", replace(focal["t"], stages=focal["n"].stages))
+        small = replace(xvit.VARIANTS["b16"], dim=192, depth=2, heads=4)
+        patch.setitem(xvit.VARIANTS, "b16", small)
+        patch.setitem(ogreg.VARIANTS, "t", ogreg.VARIANTS["n"])
+        patch.setitem(gta._BACKBONES, "r50", (deep, "nl5"))
         for name in ("swin3d_t", "swin3d_b"):
-            patch.setitem(torchvision_models._SWIN, name, swin)
-        patch.setattr(torchvision_models, "_MVIT_HEAD_DIM", 16)
-        patch.setattr(torchvision_models, "r2plus1d_18", ThinR2Plus1D)
+            patch.setitem(torchvision_models.SWIN, name, swin)
+        for name in ("mvit_v1_b", "mvit_v2_s"):
+            size = torchvision_models.MVIT[name]
+            patch.setitem(torchvision_models.MVIT, name, replace(size, head_dim=16))
+        patch.setattr(convnets, "r2plus1d_18", convnets.ThinR2Plus1D)
         # Batch norm of S3D moves its statistics by a thousandth per step: within the few steps here
         # they would stay those of the beginning.
         moving = partial(nn.BatchNorm3d, eps=1e-3)
-        patch.setattr(torchvision_models, "s3d", partial(torchvision_models.s3d, norm_layer=moving))
-        # Layers as small as these gain nothing from a second thread, and wait for it where other work
-        # runs on the same cores: a step then takes up to twenty times as long.
-        threads = torch.get_num_threads()
-        torch.set_num_threads(1)
-        try:
-            yield
-        finally:
-            torch.set_num_threads(threads)
+        patch.setattr(convnets, "s3d", partial(convnets.s3d, norm_layer=moving))
+        yield
 
 
 # --- from a recipe to its scores ---------------------------------------------------------------

@@ -11,7 +11,7 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -22,20 +22,20 @@ from ogreg_core.data.mixing import draw_erasing
 from ogreg_core.data.order import BatchOrder, sample_rng
 from ogreg_core.data.sampling import (
     ClipSampling,
+    clip_seconds,
+    fold,
     frame_numbers,
-    middle_only,
     positions,
-    test_indices,
-    train_indices,
+    train_places,
 )
 from ogreg_core.data.transforms import (
     Augmentation,
-    TestCrops,
     augment,
     draw_short_side,
     scaled_size,
     test_crops,
 )
+from ogreg_core.data.views import FrameControl, Views
 from ogreg_core.data.watchdog import DEADLINE_SECONDS, Board, publish_to, reading, watched
 from ogreg_core.distributed import SINGLE, World
 from ogreg_core.errors import DataError, OgregError, VideoError
@@ -44,19 +44,20 @@ from ogreg_core.video import VideoReader
 __all__ = [
     "ClipDataset",
     "FrameControl",
+    "TimedViews",
     "TrainBatch",
     "Unreadable",
     "ViewBatch",
     "ViewDataset",
     "Views",
     "batches",
+    "load_timed_views",
     "load_views",
     "locate",
+    "shown_at",
     "test_loader",
     "train_loader",
 ]
-
-FrameControl = Literal["none", "shuffled", "reversed", "middle"]
 
 # So many videos drawn at random fail only when something is wrong with the disk, not with a video.
 _REPLACEMENTS = 10
@@ -77,20 +78,52 @@ class Unreadable:
     reason: str
 
 
-def _read_clip(
-    manifest: Manifest, row: Row, chosen: Sequence[int], sampling: ClipSampling, short_side: int
-) -> Tensor:
-    """Decoded frames as the transforms want them, uint8 ``[T, 3, H, W]``, scaled while decoding."""
+class _Read(NamedTuple):
+    """Clips of a video that have been decoded together.
+
+    Args:
+        frames: uint8 ``[clips * T, 3, H, W]``, as the transforms want them.
+        times: of each clip, float32 ``[clips, T]``, see :class:`TrainBatch`.
+    """
+
+    frames: Tensor
+    times: Tensor
+
+
+def _read_clips(
+    manifest: Manifest,
+    row: Row,
+    chosen: Sequence[int],
+    places: Sequence[Sequence[int]],
+    sampling: ClipSampling,
+    short_side: int,
+) -> _Read:
+    """Decode the frames at the chosen positions, scaled while decoding, and time clips by places."""
     path = manifest.video(row)
     reader = VideoReader(path, row.decoder)
     size = scaled_size(row.height, row.width, short_side) if short_side else None
+    total = positions(row, sampling)
     try:
         numbers = frame_numbers(chosen, row, sampling, reader.indices_at)
-        return reader.frames_at(numbers, size).permute(0, 3, 1, 2)
+        frames = reader.frames_at(numbers, size).permute(0, 3, 1, 2)
+        times = []
+        for clip in places:
+            played = frame_numbers(fold(clip, total, sampling), row, sampling, reader.indices_at)
+            times.append(clip_seconds(clip, shown_at(reader, row, played), total, row, sampling))
+        return _Read(frames, torch.tensor(times))
     except OSError as error:
         raise VideoError(
             f"{path} cannot be read", code="unreadable", why=str(error.strerror or error)
         ) from error
+
+
+def shown_at(reader: VideoReader, row: Row, numbers: Sequence[int]) -> list[float]:
+    """When frames appear, in seconds from the video's first: as the file says where its frame times are
+    uneven, otherwise by the rate, without a look into the file.
+    """
+    if row.variable_rate:
+        return [float(reader.index.seconds[number]) for number in numbers]
+    return [number / row.fps for number in numbers]
 
 
 def locate(
@@ -99,9 +132,7 @@ def locate(
     """The frame at each chosen position and when it appears: (frame number, seconds)."""
     reader = VideoReader(manifest.video(row), row.decoder)
     numbers = frame_numbers(chosen, row, sampling, reader.indices_at)
-    if row.variable_rate:
-        return [(number, float(reader.index.seconds[number])) for number in numbers]
-    return [(number, number / row.fps) for number in numbers]
+    return list(zip(numbers, shown_at(reader, row, numbers), strict=True))
 
 
 class TrainBatch(NamedTuple):
@@ -113,6 +144,8 @@ class TrainBatch(NamedTuple):
         indices: manifest rows, int64 ``[B * R]``.
         boxes: what to erase, int64 ``[B * R, 5]``, see :func:`ogreg_core.data.mixing.erase`.
         unreadable: videos that failed when it was their turn; for each another was drawn.
+        times: when each frame appears as the clip is played, in seconds from its first one, float32
+            ``[B * R, T]``; None where nothing was read from videos.
     """
 
     clips: Tensor
@@ -120,6 +153,7 @@ class TrainBatch(NamedTuple):
     indices: Tensor
     boxes: Tensor
     unreadable: tuple[Unreadable, ...]
+    times: Tensor | None = None
 
 
 class ClipDataset(Dataset[TrainBatch]):
@@ -151,12 +185,12 @@ class ClipDataset(Dataset[TrainBatch]):
         for number in places:
             with reading(number):
                 try:
-                    frames = self._read(epoch, index, number)
+                    read = self._read(epoch, index, number)
                 except VideoError as error:
                     failed.append(Unreadable(number, self.manifest.rows[number].path, str(error)))
                     continue
                 # Others that failed as replacements are counted when it is their turn.
-                return self._views(frames, number, key, tuple(failed[:1]))
+                return self._views(read, number, key, tuple(failed[:1]))
         raise DataError(
             f"{len(failed)} videos, drawn at random, cannot be read",
             where=f"{self.manifest.root}: {failed[0].path} and others",
@@ -164,18 +198,20 @@ class ClipDataset(Dataset[TrainBatch]):
             fix="check that the data set's disk is there, or run `ogreg prepare` again",
         )
 
-    def _read(self, epoch: int, index: int, number: int) -> Tensor:
-        """Frames of video ``number`` with the draws of sample ``index``."""
+    def _read(self, epoch: int, index: int, number: int) -> _Read:
+        """A clip of video ``number`` with the draws of sample ``index``."""
         row = self.manifest.rows[number]
         rng = sample_rng(self.seed, epoch, index, "frames")
-        chosen = train_indices(positions(row, self.sampling), self.sampling, rng)
+        total = positions(row, self.sampling)
+        places = train_places(total, self.sampling, rng)
+        chosen = fold(places, total, self.sampling)
         rng = sample_rng(self.seed, epoch, index, "short side")
         short_side = draw_short_side(self.augmentation, rng)
-        return _read_clip(self.manifest, row, chosen, self.sampling, short_side)
+        return _read_clips(self.manifest, row, chosen, [places], self.sampling, short_side)
 
     def _views(
         self,
-        frames: Tensor,
+        read: _Read,
         number: int,
         key: tuple[int, int],
         unreadable: tuple[Unreadable, ...],
@@ -185,7 +221,7 @@ class ClipDataset(Dataset[TrainBatch]):
         clips, labels, boxes = [], [], []
         for view in range(spec.repeats):
             rng = sample_rng(self.seed, *key, "view", view)
-            clip, changed = augment(frames, label, spec, rng)
+            clip, changed = augment(read.frames, label, spec, rng)
             clips.append(clip)
             labels.append(changed)
             rng = sample_rng(self.seed, *key, "erasing", view)
@@ -196,54 +232,44 @@ class ClipDataset(Dataset[TrainBatch]):
             torch.full((spec.repeats,), number),
             torch.tensor(boxes),
             unreadable,
+            read.times.repeat(spec.repeats, 1),
         )
 
 
-@dataclass(frozen=True)
-class Views:
-    """The test protocol: which clips and crops of a video are scored.
+class TimedViews(NamedTuple):
+    """All views of one video.
 
     Args:
-        sampling: how a clip's frames are picked.
-        clips: clips per video, spread over time.
-        crops: how each is cropped.
-        control: ``none``; or frames ``shuffled`` (seeded per video), ``reversed``, or the
-            ``middle`` one repeated, to find out how much of a score needs the order of frames.
+        views: uint8 ``[clips * crops, 3, T, size, size]``.
+        times: when each frame is due as its clip is played, in seconds from the clip's first one,
+            float32 ``[clips * crops, T]``, ascending: shuffled or repeated pictures are shown at the
+            times of the clip that is in order; of a reversed one the distances are reversed too.
     """
 
-    sampling: ClipSampling
-    clips: int
-    crops: TestCrops
-    control: FrameControl = "none"
-
-    @property
-    def count(self) -> int:
-        """Views per video."""
-        return self.clips * self.crops.crops
-
-    def indices(self, total: int, seed: int = 0) -> list[list[int]]:
-        """Positions of each clip's frames out of ``total``; frames, for videos of even rate."""
-        clips = [test_indices(total, self.sampling, clip, self.clips) for clip in range(self.clips)]
-        if self.control == "reversed":
-            return [clip[::-1] for clip in clips]
-        if self.control == "middle":
-            return [middle_only(clip) for clip in clips]
-        if self.control == "shuffled":
-            rng = sample_rng(seed, 0, total)
-            return [rng.sample(clip, len(clip)) for clip in clips]
-        return clips
+    views: Tensor
+    times: Tensor
 
 
-def load_views(manifest: Manifest, row: Row, views: Views, seed: int = 0) -> Tensor:
-    """All views of one video: uint8 ``[clips * crops, 3, T, size, size]``.
+def load_timed_views(manifest: Manifest, row: Row, views: Views, seed: int = 0) -> TimedViews:
+    """All views of one video, and the times of their frames.
 
     Raises:
         VideoError: the file cannot be read.
     """
-    clips = views.indices(positions(row, views.sampling), seed)
-    flat = [index for clip in clips for index in clip]
-    frames = _read_clip(manifest, row, flat, views.sampling, views.crops.short_side)
-    return torch.cat([test_crops(part, views.crops) for part in frames.split(len(clips[0]))])
+    total = positions(row, views.sampling)
+    flat = [index for clip in views.indices(total, seed, row.path) for index in clip]
+    places = views.places(total, row.path)
+    short_side = views.crops.short_side
+    frames, times = _read_clips(manifest, row, flat, places, views.sampling, short_side)
+    if views.control == "reversed":
+        times = times[:, -1:] - times.flip(1)
+    crops = [test_crops(part, views.crops) for part in frames.split(views.frames)]
+    return TimedViews(torch.cat(crops), times.repeat_interleave(views.crops.crops, dim=0))
+
+
+def load_views(manifest: Manifest, row: Row, views: Views, seed: int = 0) -> Tensor:
+    """The pixels of :func:`load_timed_views`."""
+    return load_timed_views(manifest, row, views, seed).views
 
 
 class ViewBatch(NamedTuple):
@@ -254,12 +280,15 @@ class ViewBatch(NamedTuple):
         labels: int64 ``[B]``.
         indices: manifest rows, int64 ``[B]``.
         unreadable: the others.
+        times: of the views, float32 ``[B, V, T]``, see :class:`TimedViews`; None where nothing was
+            read from videos.
     """
 
     views: Tensor
     labels: Tensor
     indices: Tensor
     unreadable: tuple[Unreadable, ...]
+    times: Tensor | None = None
 
 
 class ViewDataset(Dataset[ViewBatch]):
@@ -276,12 +305,14 @@ class ViewDataset(Dataset[ViewBatch]):
         row = self.manifest.rows[index]
         try:
             with reading(index):
-                views = load_views(self.manifest, row, self.views, seed=index)[None]
+                views, times = load_timed_views(self.manifest, row, self.views, seed=index)
         except VideoError as error:
             nothing = torch.empty(0, dtype=torch.int64)
             failed = Unreadable(index, row.path, str(error))
-            return ViewBatch(torch.empty(0, dtype=torch.uint8), nothing, nothing, (failed,))
-        return ViewBatch(views, torch.tensor([row.label]), torch.tensor([index]), ())
+            pixels, times = torch.empty(0, dtype=torch.uint8), torch.empty(0)
+            return ViewBatch(pixels, nothing, nothing, (failed,), times)
+        label = torch.tensor([row.label])
+        return ViewBatch(views[None], label, torch.tensor([index]), (), times[None])
 
 
 def _start_worker(board: Board, worker: int) -> None:
@@ -333,11 +364,19 @@ def _collate(items: list[Any]) -> Any:
     for item in items:
         if isinstance(item, OgregError):
             return item
-    *columns, unreadable = zip(*items, strict=True)
+    kind = type(items[0])
+    return kind(*(_join(column) for column in zip(*items, strict=True)))
+
+
+def _join(column: tuple[Any, ...]) -> Any:
+    """One field of several batches: tensors, unreadable videos, or None in every batch."""
+    if column[0] is None:
+        return None
+    if isinstance(column[0], tuple):
+        return tuple(failure for failed in column for failure in failed)
     # A video that could not be read has empty tensors, whose shapes fit nothing.
-    filled = [[part for part in column if len(part)] or column[:1] for column in columns]
-    failed = tuple(failure for found in unreadable for failure in found)
-    return type(items[0])(*(torch.cat(list(column)) for column in filled), failed)
+    filled = [part for part in column if len(part)] or column[:1]
+    return torch.cat(list(filled))
 
 
 def batches(loader: DataLoader[Any]) -> Iterator[Any]:

@@ -63,6 +63,11 @@ def _check_name(dataset: str, folder: Path) -> None:
         )
 
 
+def _argument(dataset: str) -> str:
+    """What follows ``ogreg prepare``."""
+    return "demo FOLDER --hard" if dataset == "demo-hard" else f"{dataset} FOLDER"
+
+
 def find_dataset(dataset: str, root: str) -> Path:
     """The manifest folder of a recipe's data set.
 
@@ -82,7 +87,7 @@ def find_dataset(dataset: str, root: str) -> Path:
             return known[dataset]
         raise DataError(
             f"data set {dataset!r} has not been prepared on this machine",
-            fix=f"ogreg prepare {dataset} FOLDER, or point to a prepared one: data.root=FOLDER",
+            fix=f"ogreg prepare {_argument(dataset)}, or point to a prepared one: data.root=FOLDER",
         )
     raise DataError(
         "the recipe names no data set", fix="data.root=FOLDER, after `ogreg prepare folder FOLDER`"

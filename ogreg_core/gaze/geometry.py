@@ -94,13 +94,12 @@ class Reduction:
 
 def reduction_of(model: str, options: Mapping[str, Any]) -> Reduction:
     """That of a model of the registry, checked against receptive fields in the tests."""
-    if model.startswith("ogreg"):
-        return Reduction(2, 4) if options.get("stem", "conv") == "conv" else Reduction()
-    if model == "s3d":
+    if model.startswith("s3d"):
         return Reduction(4, 16)
     if model.startswith(("mvit", "r2plus1d", "gta")):
         return Reduction(0, 0)
-    return Reduction()
+    usual = "conv" if model.startswith("ogreg") else "own"
+    return Reduction(2, 4) if options.get("stem", usual) == "conv" else Reduction()
 
 
 @dataclass(frozen=True)

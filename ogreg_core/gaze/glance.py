@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from typing import Literal, cast
 
 import torch
-from einops import rearrange
 from torch import Tensor, nn
 
 from ogreg_core.errors import UsageError
@@ -149,8 +148,7 @@ def _layers(
 def _soda(glance: SoDA, y: Tensor) -> TokenAttention:
     """Glance of OG-ReG: one group of all coarse tokens."""
     coarse = glance.coarse(y)
-    qkv = glance.qkv(rearrange(coarse, "b t h w c -> b (t h w) c"))
-    query, key, _ = split_heads(qkv, glance.heads)
+    query, key, _ = split_heads(glance.project(coarse), glance.heads)
     frames, rows, columns = coarse.shape[1:4]
     edges = (
         _borders(frames, frames),

@@ -17,13 +17,13 @@ from ogreg_core.data.manifest import Row
 from ogreg_core.data.sampling import positions
 from ogreg_core.data.transforms import to_input
 from ogreg_core.errors import UsageError
-from ogreg_core.evaluation import score_views
 from ogreg_core.gaze.geometry import ClipGeometry, reduction_of
 from ogreg_core.gaze.glance import GlanceMode, Place, glance_of
 from ogreg_core.gaze.gradcam import grad_cam, last_selection, spread_kept
 from ogreg_core.gaze.maps import Canvas, select_blocks, shown_blocks, with_openings
 from ogreg_core.gaze.motion import MotionScore, moving_pixels, score_maps
 from ogreg_core.inference import Predictor, read_views
+from ogreg_core.models.frame_times import given_times
 from ogreg_core.models.protocol import VideoModel
 from ogreg_core.models.registry import find_model, nearest
 
@@ -129,21 +129,22 @@ def look(
     info = predictor.info
     target = _class_index(label, info.labels)
     views = info.views(clips=1, crops=1)
-    _, manifest, clip = read_views(path, views)
-    row = manifest.rows[0]
+    read = read_views(path, views)
+    clip, row = read.views, read.manifest.rows[0]
     chosen = views.indices(positions(row, views.sampling))[0]
-    located = locate(manifest, row, chosen, views.sampling)
+    located = locate(read.manifest, row, chosen, views.sampling)
     geometry = ClipGeometry.of(row, views.crops)
     place = _place(query, geometry, [number for number, _ in located], row)
-    scores = score_views(predictor.model, clip[None], info.mean, info.std, predictor.precision)[0]
+    scores = predictor.score(clip[None], read.times[None])[0]
     best = int(scores.argmax())
     inputs = to_input(clip.to(predictor.device), info.mean, info.std)
-    found = _Maps(predictor, inputs, blocks)
-    found.add_own(opening=opening, glance=glance == "received")
-    if glance != "received":
-        found.add_glance(glance, place)
-    if gradcam:
-        found.add_grad_cam(best if target is None else target)
+    with given_times(predictor.model, read.times):
+        found = _Maps(predictor, inputs, blocks)
+        found.add_own(opening=opening, glance=glance == "received")
+        if glance != "received":
+            found.add_glance(glance, place)
+        if gradcam:
+            found.add_grad_cam(best if target is None else target)
     frames = clip[0].permute(1, 2, 3, 0).numpy()
     return GazeResult(
         frames=frames,
@@ -285,20 +286,24 @@ def _place(
     return Place(x, y, min(range(len(indices)), key=lambda t: abs(indices[t] - wanted)) + 0.5)
 
 
-def localising_map(predictor: Predictor, clip: Tensor) -> tuple[str, np.ndarray]:
+def localising_map(
+    predictor: Predictor, clip: Tensor, times: Tensor | None = None
+) -> tuple[str, np.ndarray]:
     """The map of a clip that says best where something happens: gaze, else glance, else what token
     selection keeps.
 
     Args:
         predictor: the checkpoint to look through.
-        clip: uint8 ``[1, 3, T, H, W]``, as ``load_views`` gives it.
+        clip: uint8 ``[1, 3, T, H, W]``, as ``load_timed_views`` gives it.
+        times: of its frames, ``[1, T]``, likewise; None if unknown.
 
     Returns:
         The kind, and float32 ``[T, H, W]``; see :class:`GazeResult`.
     """
     info = predictor.info
-    found = _Maps(predictor, to_input(clip.to(predictor.device), info.mean, info.std), ())
-    found.add_own(opening=False, glance=True)
+    with given_times(predictor.model, times):
+        found = _Maps(predictor, to_input(clip.to(predictor.device), info.mean, info.std), ())
+        found.add_own(opening=False, glance=True)
     return next(
         (kind, found.maps[kind]) for kind in ("gaze", "glance", "kept") if kind in found.maps
     )

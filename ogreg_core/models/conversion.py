@@ -303,6 +303,9 @@ def _classes(mapped: Mapping[str, Tensor]) -> int:
 def _candidates() -> Iterator[tuple[str, dict[str, Any]]]:
     """Every model as it usually is, and with each single word of its options."""
     for name, entry in MODELS.items():
+        if name.endswith("-ablation"):
+            # Nobody has weights of it but us, and ours say what they are.
+            continue
         yield name, {}
         for option, words in entry.options.items():
             if isinstance(words, tuple):

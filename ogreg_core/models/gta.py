@@ -26,7 +26,7 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 
@@ -35,6 +35,7 @@ import torch.nn.functional as F
 from einops import rearrange, reduce
 from torch import Tensor, nn
 from torchvision.models import resnet50
+from torchvision.models.resnet import Bottleneck, ResNet
 
 from ogreg_core.errors import UsageError
 from ogreg_core.models.layers import (
@@ -51,6 +52,7 @@ __all__ = [
     "GTAConfig",
     "GTAResNet",
     "GlobalTemporalAttention",
+    "ThinResNet",
     "build_gta",
     "map_gta",
     "matrix_names",
@@ -171,10 +173,11 @@ class GTAConfig:
 
 
 # Blocks of ResNet-50's stages (both from 0) that a module follows: where PySlowFast puts non-local
-# blocks, and the cheaper half of it.
+# blocks, and the cheaper half of it; for our small network, after every block of the same stages.
 PLACEMENTS: dict[str, tuple[tuple[int, int], ...]] = {
     "nl5": ((1, 1), (1, 3), (2, 1), (2, 3), (2, 5)),
     "res4": ((2, 1), (2, 3), (2, 5)),
+    "nl4": ((1, 0), (1, 1), (2, 0), (2, 1)),
 }
 
 
@@ -435,6 +438,40 @@ def run_with_maps(
 # --- the model ---------------------------------------------------------------------------------
 
 
+class ThinResNet(ResNet):
+    """ResNet with a quarter of the usual channels, the stem included.
+
+    Args:
+        depths: bottlenecks per stage; two make 26 layers.
+    """
+
+    inplanes: int
+
+    def __init__(self, depths: Sequence[int] = (2, 2, 2, 2)) -> None:
+        super().__init__(Bottleneck, list(depths))
+        dim = 16
+        self.conv1 = nn.Conv2d(3, dim, 7, stride=2, padding=3, bias=False)
+        nn.init.kaiming_normal_(self.conv1.weight, mode="fan_out", nonlinearity="relu")
+        self.bn1 = nn.BatchNorm2d(dim)
+        self.fc = nn.Linear(8 * dim * Bottleneck.expansion, 1)
+
+    def _make_layer(
+        self, block: Any, planes: int, blocks: int, stride: int = 1, dilate: bool = False
+    ) -> nn.Sequential:
+        planes //= 4
+        # The constructor counts on a stem of 64 channels.
+        if self.inplanes == 64 and stride == 1:
+            self.inplanes = planes
+        return super()._make_layer(block, planes, blocks, stride, dilate)
+
+
+# With the placement that is usual for it.
+_BACKBONES: dict[str, tuple[Callable[[], ResNet], str]] = {
+    "r50": (resnet50, "nl5"),
+    "n": (ThinResNet, "nl4"),
+}
+
+
 class GTAResNet(nn.Module):
     """torchvision's ResNet-50, frame by frame, with global temporal attention after some of its
     blocks: ``[B, 3, T, H, W]`` float, normalised, H, W >= 32, to logits ``[B, classes]``.
@@ -443,10 +480,14 @@ class GTAResNet(nn.Module):
         config: of the modules.
         num_classes: size of the head.
         frames: T, fixed if ``config.temporal`` is ``global``.
-        placement: key of ``PLACEMENTS``.
+        placement: key of ``PLACEMENTS``; None for the backbone's own.
         drop_path: stochastic depth of the last module; it grows linearly from 0 at the first. The
             blocks of ResNet have none.
         dropout: before the head's linear layer.
+        backbone: ``r50``, or ``n``, a ResNet-26 with a quarter of the channels.
+
+    Raises:
+        UsageError: a placement after a block that the backbone does not have.
     """
 
     def __init__(
@@ -454,19 +495,27 @@ class GTAResNet(nn.Module):
         config: GTAConfig,
         num_classes: int,
         frames: int,
-        placement: str = "nl5",
+        placement: str | None = None,
         drop_path: float = 0.0,
         dropout: float = 0.0,
+        backbone: str = "r50",
     ) -> None:
         super().__init__()
         self.config = config
         self.num_classes = num_classes
-        net = resnet50()
+        build, usual = _BACKBONES[backbone]
+        net = build()
         self.stem = nn.Sequential(
             OrderedDict(conv1=net.conv1, bn1=net.bn1, relu=net.relu, maxpool=net.maxpool)
         )
         self.stages = nn.ModuleList([net.layer1, net.layer2, net.layer3, net.layer4])
-        self.places = PLACEMENTS[placement]
+        self.places = PLACEMENTS[placement or usual]
+        if any(block >= len(self.stages[stage]) for stage, block in self.places):  # type: ignore[arg-type]
+            raise UsageError(
+                f"placement {placement} does not fit into the backbone {backbone}",
+                why="it has fewer blocks",
+                fix=f"model.options.placement={usual}",
+            )
         rates = drop_path_rates(drop_path, len(self.places))
         widths = [stage[-1].conv3.out_channels for stage in (net.layer1, net.layer2, net.layer3)]
         self.gta = nn.ModuleList(
@@ -479,9 +528,7 @@ class GTAResNet(nn.Module):
         nn.init.zeros_(self.head.bias)
 
     def forward_stages(self, clip: Tensor) -> list[Tensor]:
-        """Features after each stage, ``[B, T, H/4, W/4, 256]`` halving in space, doubling in
-        channels.
-        """
+        """Features after each stage, ``[B, T, H/4, W/4, C]`` halving in space, doubling in channels."""
         batch = clip.shape[0]
         x = self.stem(rearrange(clip, "b c t h w -> (b t) c h w"))
         features = []
@@ -564,26 +611,29 @@ def build_gta(
     dropout: float = 0.0,
     frames: int = 8,
     size: int = 224,
-    placement: Literal["nl5", "res4"] = "nl5",
+    placement: Literal["nl5", "res4", "nl4"] | None = None,
     **choices: Any,
 ) -> GTAResNet:
     """Build GTA on a named backbone.
 
     Args:
-        variant: ``r50``.
+        variant: ``r50``, or ``n``, ours, a ResNet-26 with a quarter of the channels.
         num_classes: size of the head.
         drop_path, dropout: see :class:`GTAResNet`.
         frames: T.
         size: side of the picture; any from 32 on, the architecture does not fix it.
         placement: five modules in stages 2 and 3 as non-local blocks (``nl5``), or the three of stage 3
-            (``res4``).
+            (``res4``); of ``n`` one after every block of stages 2 and 3 (``nl4``). None for the usual one.
         choices: see :class:`GTAConfig`.
 
     Raises:
         UsageError: no such backbone, pictures too small, or choices that do not fit together.
     """
-    if variant != "r50":
-        raise UsageError(f"GTA has no backbone {variant!r}", why="it is built on r50")
+    if variant not in _BACKBONES:
+        raise UsageError(
+            f"GTA has no backbone {variant!r}", why=f"it is built on {' or '.join(_BACKBONES)}"
+        )
     if size < 32:
         raise UsageError(f"pictures of {size} pixels are too small", why="the least is 32")
-    return GTAResNet(GTAConfig(**choices), num_classes, frames, placement, drop_path, dropout)
+    config = GTAConfig(**choices)
+    return GTAResNet(config, num_classes, frames, placement, drop_path, dropout, variant)

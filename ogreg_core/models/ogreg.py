@@ -11,7 +11,8 @@ frames. The code builds on Video-Swin.
 
 Ours, everything else: the sum of both paths under one output projection, the pooling, the
 positional encoding, the strides, the form of the modulation, the stems, and Swin's widths and
-depths (chosen so that Swin weights fit).
+depths (chosen so that Swin weights fit). What these were measured against is built by
+:mod:`ogreg_core.models.ogreg_ablation`.
 
 Two details follow from the demand that a still clip must stay still through the whole network (its
 frames identical in every block, hence dissimilarity 0 everywhere): the modulation is exactly 0 at
@@ -25,8 +26,7 @@ last, ``[B, T, H, W, C]``.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, cast
 
@@ -44,10 +44,10 @@ from ogreg_core.models.layers import (
     drop_path_rates,
     in_pieces,
 )
-from ogreg_core.models.mdconv import MDConv, depthwise_tap, frame_dissimilarity
+from ogreg_core.models.mdconv import MDConv, depthwise_volume
 from ogreg_core.models.protocol import BlockMaps
 from ogreg_core.models.staged import StagedNetwork
-from ogreg_core.models.stems import ConvStem, PatchStem, repeat_edge_frames
+from ogreg_core.models.stems import ConvStem, PatchStem
 
 __all__ = [
     "VARIANTS",
@@ -57,7 +57,10 @@ __all__ = [
     "OGReGConfig",
     "SoDA",
     "Stage",
+    "build_block",
     "build_ogreg",
+    "configure",
+    "gaze_maps",
 ]
 
 
@@ -160,37 +163,41 @@ class SoDA(nn.Module):
         self.position = nn.Conv3d(dim, dim, 3, padding=(0, 1, 1), groups=dim) if position else None
         self.qkv = nn.Linear(dim, 3 * dim)
 
+    def init_weights(self) -> None:
+        """Starts small: at first the coarse tokens are what they are, wherever they lie."""
+        if self.position is not None:
+            nn.init.trunc_normal_(self.position.weight, std=0.02)
+            nn.init.constant_(cast(Tensor, self.position.bias), 0.0)
+
     def coarse(self, y: Tensor) -> Tensor:
         """Pooled tokens with their positional encoding: ``[B, T, H, W, C] -> [B, T, h, w, C]``."""
-        batch = y.shape[0]
         if self.stride > 1:
-            images = rearrange(y, "b t h w c -> (b t) c h w")
-            images = F.avg_pool2d(images, self.stride, ceil_mode=True, count_include_pad=False)
-            y = rearrange(images, "(b t) c h w -> b t h w c", b=batch)
+            images = self.pool(rearrange(y, "b t h w c -> (b t) c h w"))
+            y = rearrange(images, "(b t) c h w -> b t h w c", b=y.shape[0])
         if self.position is not None:
-            y = y + self._encoding(y, self.position)
+            y = y + depthwise_volume(y, self.position.weight, self.position.bias)
         return y
 
-    @staticmethod
-    def _encoding(y: Tensor, position: nn.Conv3d) -> Tensor:
-        """The depthwise 3x3x3 convolution as three of images: torch's own is up to five times as slow
-        on a small grid, with its gradient.
-        """
-        frames = repeat_edge_frames(y, 1, 1, dim=1)
-        past, centre, future = (frames.narrow(1, start, y.shape[1]) for start in range(3))
-        kernels = position.weight.unbind(dim=2)
-        out = depthwise_tap(centre, kernels[1], position.bias)
-        return out + depthwise_tap(past, kernels[0]) + depthwise_tap(future, kernels[2])
+    def pool(self, images: Tensor) -> Tensor:
+        """``[N, C, H, W] -> [N, C, h, w]``."""
+        return F.avg_pool2d(images, self.stride, ceil_mode=True, count_include_pad=False)
+
+    def project(self, coarse: Tensor) -> Tensor:
+        """Query, key and value of the coarse tokens: ``[B, T, h, w, C] -> [B, N, 3C]``."""
+        return self.qkv(rearrange(coarse, "b t h w c -> b (t h w) c"))
+
+    def unpool(self, images: Tensor) -> Tensor:
+        """``[N, C, h, w] -> [N, C, h * stride, w * stride]``."""
+        return F.interpolate(images, scale_factor=float(self.stride), mode="bilinear")
 
     def forward(self, y: Tensor) -> Tensor:
         batch, frames, height, width, _ = y.shape
         coarse = self.coarse(y)
         rows = coarse.shape[2]
-        out = attend(self.qkv(rearrange(coarse, "b t h w c -> b (t h w) c")), self.heads)
+        out = attend(self.project(coarse), self.heads)
         if self.stride == 1:
             return rearrange(out, "b (t h w) c -> b t h w c", t=frames, h=rows)
-        images = rearrange(out, "b (t h w) c -> (b t) c h w", t=frames, h=rows)
-        images = F.interpolate(images, scale_factor=float(self.stride), mode="bilinear")
+        images = self.unpool(rearrange(out, "b (t h w) c -> (b t) c h w", t=frames, h=rows))
         return rearrange(images[:, :, :height, :width], "(b t) c h w -> b t h w c", b=batch)
 
     def attention(self, y: Tensor) -> Tensor:
@@ -198,9 +205,7 @@ class SoDA(nn.Module):
         h, w]``.
         """
         coarse = self.coarse(y)
-        weights = attention_weights(
-            self.qkv(rearrange(coarse, "b t h w c -> b (t h w) c")), self.heads
-        )
+        weights = attention_weights(self.project(coarse), self.heads)
         received = reduce(weights, "b heads query key -> b key", "mean")
         return rearrange(received, "b (t h w) -> b t h w", t=coarse.shape[1], h=coarse.shape[2])
 
@@ -208,21 +213,36 @@ class SoDA(nn.Module):
 class Block(nn.Module):
     """Pre-norm block: ``x + Proj(Glance(y) + Gaze(y))`` with ``y = LN(x)``, then ``x +
     MLP(LN(x))``.
+
+    Args:
+        dim: channels C.
+        glance, gaze: the two paths.
+        drop_path: rate of both residuals.
     """
 
-    def __init__(self, stage: Stage, config: OGReGConfig, drop_path: float) -> None:
+    def __init__(self, dim: int, glance: SoDA, gaze: MDConv, drop_path: float) -> None:
         super().__init__()
-        self.norm1 = nn.LayerNorm(stage.dim)
-        self.glance = SoDA(stage.dim, stage.heads, stage.stride)
-        self.gaze = MDConv(stage.dim, config.gaze, config.similarity)
-        self.proj = nn.Linear(stage.dim, stage.dim)
+        self.norm1 = nn.LayerNorm(dim)
+        self.glance = glance
+        self.gaze = gaze
+        self.proj = nn.Linear(dim, dim)
         self.drop_path = DropPath(drop_path)
-        self.norm2 = nn.LayerNorm(stage.dim)
-        self.mlp = Mlp(stage.dim, 4 * stage.dim)
+        self.norm2 = nn.LayerNorm(dim)
+        self.mlp = Mlp(dim, 4 * dim)
+
+    def init_weights(self) -> None:
+        """Draw what is the block's own; its parts draw for themselves."""
+
+    def look(self, y: Tensor) -> Tensor:
+        """What both paths see together: ``[B, T, H, W, C]`` to the same."""
+        return self.glance(y) + self.gaze(y)
+
+    def maps(self, y: Tensor) -> BlockMaps:
+        """What both paths look at, for the features that they are given."""
+        return BlockMaps(glance=self.glance.attention(y), **gaze_maps(self.gaze, y), between=True)
 
     def forward(self, x: Tensor) -> Tensor:
-        y = self.norm1(x)
-        seen = self.glance(y) + self.gaze(y)
+        seen = self.look(self.norm1(x))
         if self.training:  # drop path draws per clip
             return self._digest(x, seen)
         tokens = in_pieces(
@@ -234,6 +254,24 @@ class Block(nn.Module):
         """What follows the two paths and treats each token by itself: ``[..., C]``."""
         x = x + self.drop_path(self.proj(seen))
         return x + self.drop_path(self.mlp(self.norm2(x)))
+
+
+def gaze_maps(gaze: MDConv, y: Tensor) -> dict[str, Any]:
+    """Fields of :class:`BlockMaps`: frame dissimilarity per position, its profile d[t], and m[t]."""
+    dissimilarity = gaze.dissimilarity(y)
+    profile = dissimilarity.mean(dim=(2, 3))
+    m = gaze.modulation(y)
+    if m is None:
+        opening = torch.zeros_like(profile)
+    else:
+        opening = m.expand(*dissimilarity.shape, y.shape[-1]).mean(dim=(2, 3, 4))
+    return {"gaze": dissimilarity, "profiles": {"d": profile, "m": opening}}
+
+
+def build_block(stage: Stage, config: OGReGConfig, drop_path: float) -> Block:
+    """A block of a stage as the configuration says."""
+    glance = SoDA(stage.dim, stage.heads, stage.stride)
+    return Block(stage.dim, glance, MDConv(stage.dim, config.gaze, config.similarity), drop_path)
 
 
 # --- the model ---------------------------------------------------------------------------------
@@ -248,10 +286,16 @@ class OGReG(StagedNetwork):
         num_classes: size of the head.
         drop_path: stochastic depth of the last block; it grows linearly from 0 at the first.
         dropout: before the head's linear layer.
+        make_block: called for every block with its stage, the architecture and its drop path rate.
     """
 
     def __init__(
-        self, config: OGReGConfig, num_classes: int, drop_path: float = 0.0, dropout: float = 0.0
+        self,
+        config: OGReGConfig,
+        num_classes: int,
+        drop_path: float = 0.0,
+        dropout: float = 0.0,
+        make_block: Callable[[Stage, OGReGConfig, float], Block] = build_block,
     ) -> None:
         super().__init__()
         self.config = config
@@ -260,7 +304,7 @@ class OGReG(StagedNetwork):
         self.stem = ConvStem(dims[0]) if config.stem == "conv" else PatchStem(dims[0])
         rates = iter(drop_path_rates(drop_path, sum(stage.depth for stage in config.stages)))
         self.stages = nn.ModuleList(
-            nn.Sequential(*(Block(stage, config, next(rates)) for _ in range(stage.depth)))
+            nn.Sequential(*(make_block(stage, config, next(rates)) for _ in range(stage.depth)))
             for stage in config.stages
         )
         self.merges = nn.ModuleList(PatchMerging(dim) for dim in dims[:-1])
@@ -280,9 +324,10 @@ class OGReG(StagedNetwork):
         and m[t].
         """
         blocks = self.blocks()
-        with captured_inputs({name: block.gaze for name, block in blocks.items()}) as inputs:
+        with captured_inputs(blocks) as inputs:
             logits = self(clip)
-        return logits, {name: _block_maps(blocks[name], y) for name, y in inputs.items()}
+        maps = {name: blocks[name].maps(blocks[name].norm1(x)) for name, x in inputs.items()}
+        return logits, maps
 
     def no_weight_decay(self) -> set[str]:
         """Names of parameters that must not decay: norms, biases, and MDConv's sharpness and
@@ -291,33 +336,13 @@ class OGReG(StagedNetwork):
         return {name for name, parameter in self.named_parameters() if parameter.ndim <= 1}
 
 
-def _block_maps(block: Block, y: Tensor) -> BlockMaps:
-    dissimilarity = frame_dissimilarity(y)
-    profile = dissimilarity.mean(dim=(2, 3))
-    m = block.gaze.modulation(y)
-    if m is None:
-        opening = torch.zeros_like(profile)
-    else:
-        opening = m.expand(*dissimilarity.shape, y.shape[-1]).mean(dim=(2, 3, 4))
-    return BlockMaps(
-        gaze=dissimilarity,
-        glance=block.glance.attention(y),
-        profiles={"d": profile, "m": opening},
-        between=True,
-    )
-
-
 def _init_weights(module: nn.Module) -> None:
     if isinstance(module, nn.Linear):
         nn.init.trunc_normal_(module.weight, std=0.02)
         if module.bias is not None:
             nn.init.zeros_(module.bias)
-    elif isinstance(module, MDConv):
-        nn.init.normal_(module.weight, std=math.sqrt(2.0 / 27.0))
-    elif isinstance(module, SoDA) and module.position is not None:
-        # Starts small: at first the coarse tokens are what they are, wherever they lie.
-        nn.init.trunc_normal_(module.position.weight, std=0.02)
-        nn.init.constant_(cast(Tensor, module.position.bias), 0.0)
+    elif isinstance(module, (Block, MDConv, SoDA)):
+        module.init_weights()
 
 
 # --- factory -----------------------------------------------------------------------------------
@@ -341,10 +366,14 @@ def build_ogreg(
         strides: Glance strides per stage instead of (8, 4, 2, 1), for inputs smaller than 224.
         choices: ``stem``, ``gaze``, ``similarity``, see :class:`OGReGConfig`.
     """
-    config = replace(VARIANTS[variant], **choices)
-    if strides is not None:
-        pairs = zip(config.stages, strides, strict=True)
-        config = replace(
-            config, stages=tuple(replace(stage, stride=stride) for stage, stride in pairs)
-        )
+    config = configure(variant, strides, **choices)
     return OGReG(config, num_classes, drop_path, dropout)
+
+
+def configure(variant: str, strides: Sequence[int] | None, **choices: Any) -> OGReGConfig:
+    """A named size with some choices made otherwise, see :func:`build_ogreg`."""
+    config = replace(VARIANTS[variant], **choices)
+    if strides is None:
+        return config
+    pairs = zip(config.stages, strides, strict=True)
+    return replace(config, stages=tuple(replace(stage, stride=stride) for stage, stride in pairs))

@@ -7,7 +7,7 @@ from typing import Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
-__all__ = ["BlockMaps", "VideoModel"]
+__all__ = ["BlockMaps", "VideoModel", "logits_of", "takes_times"]
 
 
 @dataclass(frozen=True)
@@ -62,3 +62,32 @@ class VideoModel(Protocol):
     def stage_blocks(self) -> list[list[nn.Module]]:
         """The blocks of each stage, the units whose activations can be recomputed."""
         ...
+
+
+def takes_times(model: nn.Module) -> bool:
+    """Whether a model wants to know when the frames of its clips appear: ``model(clip, times)``. It says
+    so by an attribute of this name; the others know nothing of it.
+    """
+    return bool(getattr(model, "takes_times", False))
+
+
+def logits_of(
+    model: nn.Module, clip: Tensor, times: Tensor | None, asked: nn.Module | None = None
+) -> Tensor:
+    """The one place where a model is called on clips that were read from videos.
+
+    Args:
+        model: what is called.
+        clip: normalised, ``[B, 3, T, H, W]``.
+        times: of the frames, seconds from each clip's first, ``[B, T]`` on any device; None if unknown.
+        asked: who says whether the model takes times, where it is wrapped.
+
+    Returns:
+        ``[B, num_classes]``.
+    """
+    if takes_times(asked or model):
+        times = None if times is None else times.to(clip.device, non_blocking=True)
+        timed: Tensor = model(clip, times)
+        return timed
+    logits: Tensor = model(clip)
+    return logits

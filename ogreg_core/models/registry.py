@@ -8,7 +8,7 @@ from __future__ import annotations
 import difflib
 import importlib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from ogreg_core.errors import UsageError
@@ -102,16 +102,55 @@ def _ogreg(
     )
 
 
-def _video_focalnet(variant: str, params_m: float, gmacs: float) -> ModelEntry:
+def _ogreg_ablation(params_m: float, gmacs: float) -> ModelEntry:
+    """OG-ReG of size n with choices that were measured against the model's own; for the ablation
+    study.
+    """
+    return replace(
+        _ogreg("n", 8, 112, params_m, gmacs),
+        factory="ogreg_core.models.ogreg_ablation:build_ogreg_ablation",
+        options={
+            "stem": ("conv", "patch"),
+            "strides": 4,
+            "glance": ("soda", "none"),
+            "gaze": (
+                *("modulated", "2d", "3d", "none", "mixed", "difference", "difference-3d"),
+                *("gated", "gated-2d", "excitation", "sigmoid", "inverse", "random"),
+            ),
+            "similarity": (
+                *("position", "frame", "pooled"),
+                *("centred", "relative", "excess", "channel"),
+            ),
+            "modulation": ("position", "frame"),
+            "listens": ("features", "stem"),
+            "sharpness": (30, 6, 15, 60, 120),
+            "offset": (-2, -4, -1, 0, 2),
+            "channels": ("own", "log", "shared", "fixed"),
+            "gaze_projection": ("none", "linear"),
+            "fusion": ("sum", "split", "learnt"),
+            "position": ("conv", "none", "rotary", "rotary-seconds"),
+            "pooling": ("average", "strided"),
+            "interpolation": ("bilinear", "nearest"),
+        },
+    )
+
+
+# Of a network that is thinner than its authors made it.
+_SMALL = ", at the size of ogreg-n, sizes ours"
+
+
+def _video_focalnet(
+    variant: str, params_m: float, gmacs: float, size: int = 224, note: str = ""
+) -> ModelEntry:
     return ModelEntry(
         factory="ogreg_core.models.video_focalnet:build_video_focalnet",
         arguments={"variant": variant},
-        options={"tubelet": (1, 2)},
+        options={"tubelet": (1, 2), "stem": ("own", "conv")},
         frames=8,
-        size=224,
+        size=size,
         params_m=params_m,
         gmacs=gmacs,
-        source="arXiv 2307.06947",
+        source=f"arXiv 2307.06947{note}",
         key_map="ogreg_core.models.video_focalnet:map_video_focalnet",
         maps={"gaze": "focal modulation"},
     )
@@ -133,7 +172,9 @@ GTA_OPTIONS: dict[str, Allowed] = {
 _WHERE = ("none", "first-half", "second-half", "odd", "all")
 
 
-def _xvit(variant: str, params_m: float, gmacs: float, weights: str) -> ModelEntry:
+def _xvit(
+    variant: str, params_m: float, gmacs: float, *weights: str, size: int = 224, note: str = ""
+) -> ModelEntry:
     return ModelEntry(
         factory="ogreg_core.models.xvit:build_xvit",
         arguments={"variant": variant},
@@ -148,32 +189,39 @@ def _xvit(variant: str, params_m: float, gmacs: float, weights: str) -> ModelEnt
             "aggregation": ("attention", "average"),
         },
         frames=16,
-        size=224,
+        size=size,
         params_m=params_m,
         gmacs=gmacs,
-        source="arXiv 2106.05968",
+        source=f"arXiv 2106.05968{note}",
         mean=(0.5, 0.5, 0.5),
         std=(0.5, 0.5, 0.5),
         key_map="ogreg_core.models.xvit:map_xvit",
         settings="ogreg_core.models.xvit:settings_of",
-        weights=(weights,),
+        weights=weights,
         maps={"glance": "attention received"},
     )
 
 
-def _gta(frames: int, params_m: float, gmacs: float) -> ModelEntry:
+def _gta(
+    variant: str,
+    shape: tuple[int, int],
+    params_m: float,
+    gmacs: float,
+    *weights: str,
+    note: str = "",
+) -> ModelEntry:
     return ModelEntry(
         factory="ogreg_core.models.gta:build_gta",
-        arguments={"variant": "r50"},
-        options={"placement": ("nl5", "res4"), **GTA_OPTIONS},
-        frames=frames,
-        size=224,
+        arguments={"variant": variant},
+        options={"placement": ("nl4",) if variant == "n" else ("nl5", "res4"), **GTA_OPTIONS},
+        frames=shape[0],
+        size=shape[1],
         params_m=params_m,
         gmacs=gmacs,
-        source="arXiv 2012.08510, choices ours",
+        source=f"arXiv 2012.08510, choices ours{note}",
         fixed_input=True,
         key_map="ogreg_core.models.gta:map_gta",
-        weights=("resnet50",),
+        weights=weights,
         maps={"glance": "attention received"},
     )
 
@@ -201,32 +249,49 @@ def _torchvision(
         gmacs=gmacs,
         source=f"torchvision, {source}",
         key_map="ogreg_core.models.torchvision_models:map_torchvision",
-        weights=(variant, *weights),
+        weights=weights,
         **rest,
     )
 
 
-def _swin3d(variant: str, params_m: float, gmacs: float, *weights: str) -> ModelEntry:
+def _swin3d(
+    variant: str,
+    params_m: float,
+    gmacs: float,
+    *weights: str,
+    shape: tuple[int, int] = (32, 224),
+    note: str = "",
+) -> ModelEntry:
     return _torchvision(
         variant,
-        (32, 224),
+        shape,
         params_m,
         gmacs,
-        "arXiv 2106.13230",
+        f"arXiv 2106.13230{note}",
         *weights,
-        options={"window": (8, 16)},
+        options={"window": (8, 16), "stem": ("own", "conv")},
         places="stage",
         maps={"glance": "attention received"},
     )
 
 
-def _mvit(variant: str, params_m: float, gmacs: float, source: str, places: str) -> ModelEntry:
+def _mvit(
+    variant: str,
+    params_m: float,
+    gmacs: float,
+    source: str,
+    *weights: str,
+    places: str = "",
+    shape: tuple[int, int] = (16, 224),
+) -> ModelEntry:
     return _torchvision(
         variant,
-        (16, 224),
+        shape,
         params_m,
         gmacs,
         source,
+        *weights,
+        options={"stem": ("own", "conv")},
         mean=(0.45, 0.45, 0.45),
         std=(0.225, 0.225, 0.225),
         fixed_input=True,
@@ -236,7 +301,12 @@ def _mvit(variant: str, params_m: float, gmacs: float, source: str, places: str)
 
 
 def _convnet(
-    variant: str, shape: tuple[int, int], params_m: float, gmacs: float, source: str
+    variant: str,
+    shape: tuple[int, int],
+    params_m: float,
+    gmacs: float,
+    source: str,
+    *weights: str,
 ) -> ModelEntry:
     return _torchvision(
         variant,
@@ -244,6 +314,7 @@ def _convnet(
         params_m,
         gmacs,
         source,
+        *weights,
         mean=_KINETICS_MEAN,
         std=_KINETICS_STD,
         maps={"gaze": "strength of the features"},
@@ -257,21 +328,34 @@ MODELS: dict[str, ModelEntry] = {
     "ogreg-t": _ogreg("t", 32, 224, 28.10, 67.2, "swin_t", "swin3d_t"),
     "ogreg-s": _ogreg("s", 32, 224, 49.66, 127.6, "swin_s", "swin3d_s"),
     "ogreg-b": _ogreg("b", 32, 224, 87.86, 220.8, "swin_b", "swin3d_b", "swin3d_b_22k"),
+    "ogreg-n-ablation": _ogreg_ablation(1.77, 0.276),
+    "video-focalnet-n": _video_focalnet("n", 1.69, 0.255, 112, _SMALL),
     "video-focalnet-t": _video_focalnet("t", 49.55, 63.14),
     "video-focalnet-s": _video_focalnet("s", 88.74, 124.5),
     "video-focalnet-b": _video_focalnet("b", 157.39, 220.9),
+    "xvit-n": _xvit("n", 1.095, 0.921, size=64, note=_SMALL),
     "xvit-b16": _xvit("b16", 93.79, 281.4, "vit_b_16"),
     "xvit-b32": _xvit("b32", 95.45, 70.73, "vit_b_32"),
     "xvit-l16": _xvit("l16", 317.37, 985.9, "vit_l_16"),
-    "gta-r50-8f": _gta(8, 31.79, 56.06),
-    "gta-r50-16f": _gta(16, 31.91, 112.9),
-    "swin3d-t": _swin3d("swin3d_t", 28.16, 88.06, "swin_t"),
-    "swin3d-s": _swin3d("swin3d_s", 49.82, 166.1, "swin_s"),
-    "swin3d-b": _swin3d("swin3d_b", 88.05, 281.9, "swin3d_b_22k", "swin_b"),
-    "mvit-v1-b": _mvit("mvit_v1_b", 36.61, 70.80, "arXiv 2104.11227", "block"),
-    "mvit-v2-s": _mvit("mvit_v2_s", 34.54, 64.46, "arXiv 2112.01526", ""),
-    "r2plus1d-18": _convnet("r2plus1d_18", (16, 112), 31.51, 40.64, "arXiv 1711.11248"),
-    "s3d": _convnet("s3d", (128, 224), 8.32, 144.5, "arXiv 1712.04851"),
+    "gta-n": _gta("n", (8, 112), 1.46, 0.700, note=_SMALL),
+    "gta-r50-8f": _gta("r50", (8, 224), 31.79, 56.06, "resnet50"),
+    "gta-r50-16f": _gta("r50", (16, 224), 31.91, 112.9, "resnet50"),
+    "swin3d-n": _swin3d("swin3d_n", 2.40, 0.439, shape=(8, 112), note=_SMALL),
+    "swin3d-t": _swin3d("swin3d_t", 28.16, 88.06, "swin3d_t", "swin_t"),
+    "swin3d-s": _swin3d("swin3d_s", 49.82, 166.1, "swin3d_s", "swin_s"),
+    "swin3d-b": _swin3d("swin3d_b", 88.05, 281.9, "swin3d_b", "swin3d_b_22k", "swin_b"),
+    "mvit-v1-n": _mvit(
+        "mvit_v1_n", 2.308, 0.366, f"arXiv 2104.11227{_SMALL}", places="block", shape=(16, 64)
+    ),
+    "mvit-v1-b": _mvit("mvit_v1_b", 36.61, 70.80, "arXiv 2104.11227", "mvit_v1_b", places="block"),
+    "mvit-v2-n": _mvit("mvit_v2_n", 2.095, 0.307, f"arXiv 2112.01526{_SMALL}", shape=(16, 64)),
+    "mvit-v2-s": _mvit("mvit_v2_s", 34.54, 64.46, "arXiv 2112.01526", "mvit_v2_s"),
+    "r2plus1d-n": _convnet("r2plus1d_n", (8, 112), 1.142, 0.747, f"arXiv 1711.11248{_SMALL}"),
+    "r2plus1d-18": _convnet(
+        "r2plus1d_18", (16, 112), 31.51, 40.64, "arXiv 1711.11248", "r2plus1d_18"
+    ),
+    "s3d-n": _convnet("s3d_n", (8, 112), 1.274, 0.374, f"arXiv 1712.04851{_SMALL}"),
+    "s3d": _convnet("s3d", (128, 224), 8.32, 144.5, "arXiv 1712.04851", "s3d"),
 }
 
 

@@ -1,23 +1,23 @@
-"""Baselines through torchvision: Video-Swin, MViT, R(2+1)D and S3D.
+"""Baselines through torchvision: Video-Swin and MViT, and the factory of these and of the convolutional
+ones (convnets.py).
 
 Papers: "Video Swin Transformer" (arXiv 2106.13230), "Multiscale Vision Transformers" (2104.11227),
-"MViTv2" (2112.01526), "A Closer Look at Spatiotemporal Convolutions for Action Recognition"
-(1711.11248), "Rethinking Spatiotemporal Feature Learning" (1712.04851).
+"MViTv2" (2112.01526).
 Upstream: github.com/pytorch/vision, ``torchvision.models.video``, whose modules are used as they are.
 
 The wrappers answer our protocol and add nothing to the computation: with the same weights the logits
 are torchvision's to the bit. Names of parameters are torchvision's, except that every classifier is
 called ``head``. Differs from torchvision in what can be asked for:
 
-* Video-Swin and R(2+1)D have a dropout before the classifier, as in their papers (off by default);
+* Video-Swin has a dropout before the classifier, as in its paper (off by default);
 * Video-Swin may have windows of 16 token frames, as its authors used on Something-Something v2;
 * MViT takes other frame counts and sizes, which are then built into its position tables;
-* S3D takes clips that are smaller than its last pooling window, which is cut to the grid;
+* both may begin with the convolutional stem of OG-ReG instead of their own, on the same grid;
 * position tables and the class token do not decay.
 
-Maps: the transformers give the attention that each token receives, taken from the softmax weights of
-the normal pass. A convolution has no attention; the norm of its activations after each stage stands
-in as ``gaze``.
+The sizes ``n`` are ours: the same modules at the size of ogreg-n, for clips of 48 to 112 pixels.
+
+Maps: the attention that each token receives, taken from the softmax weights of the normal pass.
 
 Notation: B batch, T frames (after the stem: token frames), H W rows and columns, C channels.
 Features between stages are given channels last, ``[B, T, H, W, C]``.
@@ -28,15 +28,15 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping, Sequence
-from itertools import pairwise
-from typing import Any, cast
+from dataclasses import dataclass
+from itertools import accumulate, pairwise
+from typing import Any, Literal, cast
 
 import torch
-import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 from torchvision.models.video import MViT as TorchvisionMViT
-from torchvision.models.video import SwinTransformer3d, r2plus1d_18, s3d
+from torchvision.models.video import SwinTransformer3d
 from torchvision.models.video.mvit import MSBlockConfig
 
 from ogreg_core.errors import UsageError
@@ -46,12 +46,16 @@ from ogreg_core.models.attention_maps import (
     received_by_pooled,
     received_in_windows,
 )
+from ogreg_core.models.convnets import S3D, R2Plus1D
 from ogreg_core.models.protocol import BlockMaps
+from ogreg_core.models.stems import ConvStem
 from ogreg_core.models.weights import map_swin, rename
 
-__all__ = ["S3D", "MViT", "R2Plus1D", "VideoSwin", "build_torchvision", "map_torchvision"]
+__all__ = ["SWIN", "MViT", "VideoSwin", "build_torchvision", "map_torchvision"]
 
-# --- shared by the transformers and the convolutional networks -------------------------------
+StemKind = Literal["own", "conv"]
+
+# --- shared ------------------------------------------------------------------------------------
 
 
 def _block_names(stages: Sequence[Sequence[nn.Module]]) -> dict[str, nn.Module]:
@@ -74,23 +78,44 @@ def _exempt(model: nn.Module, tables: Sequence[str] = ()) -> set[str]:
 
 # --- Video-Swin --------------------------------------------------------------------------------
 
-# Width, depth and heads per stage of swin3d_t, _s and _b.
-_SWIN: dict[str, tuple[int, tuple[int, ...], tuple[int, ...]]] = {
-    "swin3d_t": (96, (2, 2, 6, 2), (3, 6, 12, 24)),
-    "swin3d_s": (96, (2, 2, 18, 2), (3, 6, 12, 24)),
-    "swin3d_b": (128, (2, 2, 18, 2), (4, 8, 16, 32)),
+
+@dataclass(frozen=True)
+class SwinSize:
+    """Width of the first stage, blocks and heads of each, and rows and columns of a window."""
+
+    dim: int
+    depths: tuple[int, ...]
+    heads: tuple[int, ...]
+    side: int = 7
+
+
+# Of n: a pair of blocks in every stage, the second with shifted windows. Its windows are an eighth of
+# the grid of 224 pixels in rows and columns at the others, a quarter of that of 64 pixels here: the
+# third stage sees all of a clip of 64 pixels at once, as the last one does of 224.
+SWIN = {
+    "swin3d_n": SwinSize(32, (2, 2, 2, 2), (1, 2, 4, 8), side=4),
+    "swin3d_t": SwinSize(96, (2, 2, 6, 2), (3, 6, 12, 24)),
+    "swin3d_s": SwinSize(96, (2, 2, 18, 2), (3, 6, 12, 24)),
+    "swin3d_b": SwinSize(128, (2, 2, 18, 2), (4, 8, 16, 32)),
 }
+
+
+class _SwinConvStem(ConvStem):
+    """Tells its grid as torchvision's patch embedding does."""
+
+    tuple_patch_size = (2, 4, 4)
 
 
 class VideoSwin(nn.Module):
     """Video Swin Transformer: ``[B, 3, T, H, W]``, any T >= 1 and H, W >= 32, to ``[B, classes]``.
 
     Args:
-        variant: ``swin3d_t``, ``swin3d_s`` or ``swin3d_b``.
+        variant: key of ``SWIN``.
         num_classes: size of the head.
         drop_path: stochastic depth of the last block; it grows linearly from 0 at the first.
         dropout: before the head.
         window: token frames in a window.
+        stem: ``own`` patches, or ``conv`` for :class:`ogreg_core.models.stems.ConvStem`.
     """
 
     def __init__(
@@ -100,20 +125,21 @@ class VideoSwin(nn.Module):
         drop_path: float = 0.0,
         dropout: float = 0.0,
         window: int = 8,
+        stem: StemKind = "own",
     ) -> None:
         super().__init__()
-        width, depths, heads = _SWIN[variant]
+        size = SWIN[variant]
         body = SwinTransformer3d(
             patch_size=[2, 4, 4],
-            embed_dim=width,
-            depths=list(depths),
-            num_heads=list(heads),
-            window_size=[window, 7, 7],
+            embed_dim=size.dim,
+            depths=list(size.depths),
+            num_heads=list(size.heads),
+            window_size=[window, size.side, size.side],
             stochastic_depth_prob=drop_path,
             num_classes=num_classes,
         )
         self.num_classes = num_classes
-        self.patch_embed = body.patch_embed
+        self.patch_embed = _SwinConvStem(size.dim) if stem == "conv" else body.patch_embed
         self.features = body.features
         self.norm = body.norm
         self.avgpool = body.avgpool
@@ -174,48 +200,85 @@ class VideoSwin(nn.Module):
 
 # --- MViT --------------------------------------------------------------------------------------
 
-# Both sizes: heads, and the stride of the pooled keys and values, of each of the 16 blocks; queries
-# are pooled by 2 where a stage begins.
-_MVIT_HEADS = (1, *(2,) * 2, *(4,) * 11, *(8,) * 2)
-_MVIT_KEY_STRIDES = (8, *(4,) * 2, *(2,) * 11, *(1,) * 2)
-_MVIT_STAGE_STARTS = (1, 3, 14)
-_MVIT_HEAD_DIM = 96
+
+@dataclass(frozen=True)
+class MViTStage:
+    """Blocks and heads of a stage, and the stride of its pooled keys and values; queries are pooled by 2
+    where it begins.
+    """
+
+    depth: int
+    heads: int
+    key_stride: int
 
 
-def _mvit_blocks(variant: str) -> list[MSBlockConfig]:
+@dataclass(frozen=True)
+class MViTSize:
+    """Stages, channels of a head in all of them, and whether it is of the second version."""
+
+    stages: tuple[MViTStage, ...]
+    head_dim: int
+    second: bool
+
+
+_LARGE = (MViTStage(1, 1, 8), MViTStage(2, 2, 4), MViTStage(11, 4, 2), MViTStage(2, 8, 1))
+# Of n: keys and values keep 4 x 4 positions of a clip of 64 pixels, 7 x 7 of one of 112. Two blocks in
+# the last stage: of what the last block makes only the class token is read.
+_SMALL = (MViTStage(1, 1, 4), MViTStage(1, 2, 2), MViTStage(2, 4, 1), MViTStage(2, 8, 1))
+MVIT = {
+    "mvit_v1_n": MViTSize(_SMALL, head_dim=32, second=False),
+    "mvit_v1_b": MViTSize(_LARGE, head_dim=96, second=False),
+    "mvit_v2_n": MViTSize(_SMALL, head_dim=32, second=True),
+    "mvit_v2_s": MViTSize(_LARGE, head_dim=96, second=True),
+}
+
+
+def _mvit_blocks(size: MViTSize) -> list[MSBlockConfig]:
     """MViT-v1 widens in the MLP before a stage and pools queries only where one begins; v2 widens in
     the attention that begins it and has a pooling everywhere.
     """
-    second = variant == "mvit_v2_s"
-    widths = [_MVIT_HEAD_DIM * heads for heads in _MVIT_HEADS]
+    widths = [size.head_dim * stage.heads for stage in size.stages for _ in range(stage.depth)]
     before, after = [widths[0], *widths[:-1]], [*widths[1:], widths[-1]]
-    blocks = []
-    for number, (heads, stride) in enumerate(zip(_MVIT_HEADS, _MVIT_KEY_STRIDES, strict=True)):
-        starts = number in _MVIT_STAGE_STARTS
-        pools = starts or second
-        blocks.append(
-            MSBlockConfig(
-                num_heads=heads,
-                input_channels=before[number] if second else widths[number],
-                output_channels=widths[number] if second else after[number],
-                kernel_q=[3, 3, 3] if pools else [],
-                kernel_kv=[3, 3, 3],
-                stride_q=([1, 2, 2] if starts else [1, 1, 1]) if pools else [],
-                stride_kv=[1, stride, stride],
+    blocks: list[MSBlockConfig] = []
+    for stage in size.stages:
+        for place in range(stage.depth):
+            number = len(blocks)
+            starts = place == 0 and number > 0
+            pools = starts or size.second
+            blocks.append(
+                MSBlockConfig(
+                    num_heads=stage.heads,
+                    input_channels=before[number] if size.second else widths[number],
+                    output_channels=widths[number] if size.second else after[number],
+                    kernel_q=[3, 3, 3] if pools else [],
+                    kernel_kv=[3, 3, 3],
+                    stride_q=([1, 2, 2] if starts else [1, 1, 1]) if pools else [],
+                    stride_kv=[1, stage.key_stride, stage.key_stride],
+                )
             )
-        )
     return blocks
+
+
+class _MViTConvStem(ConvStem):
+    """Channels first, as the convolution in whose place it stands: ``[B, 3, T, H, W] -> [B, C, T/2, H/4,
+    W/4]``.
+    """
+
+    def forward(self, clip: Tensor) -> Tensor:
+        return rearrange(super().forward(clip), "b t h w c -> b c t h w")
 
 
 class MViT(nn.Module):
     """Multiscale Vision Transformer: ``[B, 3, frames, size, size]`` to ``[B, classes]``.
 
     Args:
-        variant: ``mvit_v1_b`` or ``mvit_v2_s``.
+        variant: key of ``MVIT``.
         num_classes: size of the head.
         drop_path: stochastic depth of the last block; it grows linearly from 0 at the first.
         dropout: before the head.
         frames, size: of the clips; the position tables are made for them.
+        stem: its ``own`` convolution, or ``conv`` for :class:`ogreg_core.models.stems.ConvStem`; the
+            class token and the positions stay.
 
     Raises:
         UsageError: frames or pixels that the patches do not divide.
@@ -229,6 +292,7 @@ class MViT(nn.Module):
         dropout: float = 0.0,
         frames: int = 16,
         size: int = 224,
+        stem: StemKind = "own",
     ) -> None:
         super().__init__()
         if frames % 2 or size % 4:
@@ -237,26 +301,28 @@ class MViT(nn.Module):
                 why="its patches are 2 frames deep and 4 pixels wide",
                 fix="an even number of frames, and a size that 4 divides",
             )
-        second = variant == "mvit_v2_s"
+        layout = MVIT[variant]
         body = TorchvisionMViT(
             spatial_size=(size, size),
             temporal_size=frames,
-            block_setting=_mvit_blocks(variant),
-            residual_pool=second,
+            block_setting=_mvit_blocks(layout),
+            residual_pool=layout.second,
             residual_with_cls_embed=False,
-            rel_pos_embed=second,
-            proj_after_attn=second,
+            rel_pos_embed=layout.second,
+            proj_after_attn=layout.second,
             dropout=dropout,
             stochastic_depth_prob=drop_path,
             num_classes=num_classes,
         )
         self.num_classes = num_classes
         self.input = (frames, size, size)
-        self.conv_proj = body.conv_proj
+        width = layout.stages[0].heads * layout.head_dim
+        self.conv_proj = _MViTConvStem(width) if stem == "conv" else body.conv_proj
         self.pos_encoding = body.pos_encoding
         self.blocks = body.blocks
         self.norm = body.norm
         self.head = body.head
+        self._starts = [0, *accumulate(stage.depth for stage in layout.stages)]
 
     def _run(self, clip: Tensor) -> tuple[Tensor, list[Tensor]]:
         """The class token after the last block, ``[B, C]``, and the features after each stage."""
@@ -318,142 +384,8 @@ class MViT(nn.Module):
 
     def stage_blocks(self) -> list[list[nn.Module]]:
         """The blocks of each stage; each is called with tokens and their grid."""
-        starts = [0, *_MVIT_STAGE_STARTS, len(self.blocks)]
         blocks = list(self.blocks)
-        return [blocks[a:b] for a, b in pairwise(starts)]
-
-
-# --- convolutional networks --------------------------------------------------------------------
-
-
-class _ConvNet(nn.Module):
-    """What R(2+1)D and S3D share: parts that are run one after the other, grouped into stages."""
-
-    num_classes: int
-
-    def parts(self) -> list[dict[str, nn.Module]]:
-        """The parts of each stage by name, in order; the stem belongs to the first."""
-        raise NotImplementedError
-
-    def classify(self, x: Tensor) -> Tensor:
-        """Features ``[B, C, T, H, W]`` of the last stage to logits."""
-        raise NotImplementedError
-
-    def check(self, clip: Tensor) -> None:
-        """Refuse clips that the network cannot take."""
-
-    def forward_stages(self, clip: Tensor) -> list[Tensor]:
-        """Features after each stage, ``[B, T, H, W, C]``."""
-        self.check(clip)
-        x = clip
-        features = []
-        for stage in self.parts():
-            for part in stage.values():
-                x = part(x)
-            features.append(rearrange(x, "b c t h w -> b t h w c"))
-        return features
-
-    def forward(self, clip: Tensor) -> Tensor:
-        return self.classify(rearrange(self.forward_stages(clip)[-1], "b t h w c -> b c t h w"))
-
-    @torch.no_grad()
-    def forward_with_maps(self, clip: Tensor) -> tuple[Tensor, dict[str, BlockMaps]]:
-        """Logits, and the norm of the activations after each stage: where the network responds. It
-        is no attention.
-        """
-        features = self.forward_stages(clip)
-        maps = {
-            f"stage{s}": BlockMaps(gaze=torch.linalg.vector_norm(x.float(), dim=-1))
-            for s, x in enumerate(features, 1)
-        }
-        return self.classify(rearrange(features[-1], "b t h w c -> b c t h w")), maps
-
-    def no_weight_decay(self) -> set[str]:
-        """Norms and biases."""
-        return _exempt(self)
-
-    def layers(self) -> list[list[str]]:
-        """Every part that has parameters, then the head."""
-        own = {name.rpartition(".")[0] for name, _ in self.named_parameters()}
-        names = [name for stage in self.parts() for name in stage]
-        learnt = [
-            name for name in names if any(f"{found}.".startswith(f"{name}.") for found in own)
-        ]
-        return [*([name] for name in learnt), ["head"]]
-
-    def stage_blocks(self) -> list[list[nn.Module]]:
-        """The parts of each stage."""
-        return [list(stage.values()) for stage in self.parts()]
-
-
-class R2Plus1D(_ConvNet):
-    """R(2+1)D-18: ``[B, 3, T, H, W]``, any T >= 1 and H, W >= 32, to ``[B, classes]``.
-
-    Args:
-        num_classes: size of the head.
-        dropout: before the head.
-    """
-
-    def __init__(self, num_classes: int, dropout: float = 0.0) -> None:
-        super().__init__()
-        body = r2plus1d_18(num_classes=num_classes)
-        self.num_classes = num_classes
-        self.stem = body.stem
-        self.layer1, self.layer2 = body.layer1, body.layer2
-        self.layer3, self.layer4 = body.layer3, body.layer4
-        self.avgpool = body.avgpool
-        self.dropout = nn.Dropout(dropout)
-        self.head = body.fc
-
-    def parts(self) -> list[dict[str, nn.Module]]:
-        stages: list[dict[str, nn.Module]] = [
-            {f"layer{number}.{b}": block for b, block in enumerate(layer)}
-            for number, layer in enumerate((self.layer1, self.layer2, self.layer3, self.layer4), 1)
-        ]
-        stages[0] = {"stem": self.stem, **stages[0]}
-        return stages
-
-    def classify(self, x: Tensor) -> Tensor:
-        return self.head(self.dropout(self.avgpool(x).flatten(1)))
-
-
-class S3D(_ConvNet):
-    """S3D: ``[B, 3, T, H, W]``, any T >= 5 and H, W >= 32, to ``[B, classes]``.
-
-    Args:
-        num_classes: size of the head.
-        dropout: before the head.
-    """
-
-    def __init__(self, num_classes: int, dropout: float = 0.0) -> None:
-        super().__init__()
-        body = s3d(num_classes=num_classes, dropout=dropout)
-        self.num_classes = num_classes
-        self.features = body.features
-        self.avgpool = body.avgpool
-        self.head = body.classifier
-
-    def parts(self) -> list[dict[str, nn.Module]]:
-        named = [(f"features.{n}", part) for n, part in enumerate(self.features)]
-        # A stage ends before the pooling that begins the next one.
-        borders = (0, 4, 7, 13, len(named))
-        return [dict(named[a:b]) for a, b in pairwise(borders)]
-
-    def check(self, clip: Tensor) -> None:
-        if clip.shape[2] < _S3D_FRAMES:
-            raise UsageError(
-                f"S3D cannot take a clip of {clip.shape[2]} frames",
-                why=f"its poolings leave nothing of less than {_S3D_FRAMES}",
-                fix=f"{_S3D_FRAMES} frames or more",
-            )
-
-    def classify(self, x: Tensor) -> Tensor:
-        window = [min(k, n) for k, n in zip(self.avgpool.kernel_size, x.shape[2:], strict=True)]
-        pooled = F.avg_pool3d(x, window, stride=self.avgpool.stride)
-        return self.head(pooled).mean(dim=(2, 3, 4))
-
-
-_S3D_FRAMES = 5
+        return [blocks[a:b] for a, b in pairwise(self._starts)]
 
 
 # --- foreign checkpoints -----------------------------------------------------------------------
@@ -541,33 +473,38 @@ def build_torchvision(
     frames: int | None = None,
     size: int | None = None,
     window: int = 8,
+    stem: StemKind = "own",
 ) -> nn.Module:
     """Build a model by torchvision's name.
 
     Args:
-        variant: ``swin3d_t``, ``swin3d_s``, ``swin3d_b``, ``mvit_v1_b``, ``mvit_v2_s``,
-            ``r2plus1d_18`` or ``s3d``.
+        variant: key of ``SWIN`` or ``MVIT``, ``r2plus1d_18``, ``s3d``, or one of ours, ``r2plus1d_n``
+            and ``s3d_n``.
         num_classes: size of the head.
         drop_path: stochastic depth of the last block; transformers only.
         dropout: before the head.
         frames, size: of the clips; MViT only, by default 16 and 224.
         window: token frames in a window; Video-Swin only.
+        stem: ``own`` or ``conv``; transformers only.
 
     Raises:
         UsageError: no such variant, or an argument that it does not have.
     """
-    mvit, swin = variant.startswith("mvit_"), variant in _SWIN
+    mvit, swin = variant in MVIT, variant in SWIN
     if not swin and window != 8:
         raise _has_no(variant, "window")
     if not mvit and (frames or size):
         raise _has_no(variant, "frames or size of its own")
     if swin:
-        return VideoSwin(variant, num_classes, drop_path, dropout, window)
+        return VideoSwin(variant, num_classes, drop_path, dropout, window, stem)
     if mvit:
-        return MViT(variant, num_classes, drop_path, dropout, frames or 16, size or 224)
+        return MViT(variant, num_classes, drop_path, dropout, frames or 16, size or 224, stem)
+    if stem != "own":
+        raise _has_no(variant, "other stem")
     if drop_path:
         raise _has_no(variant, "drop_path", fix="model.drop_path=0.0")
-    return {"r2plus1d_18": R2Plus1D, "s3d": S3D}[variant](num_classes, dropout)
+    family = R2Plus1D if variant.startswith("r2plus1d_") else S3D
+    return family(variant, num_classes, dropout)
 
 
 def _has_no(variant: str, what: str, fix: str = "") -> UsageError:

@@ -31,7 +31,7 @@ import itertools
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -42,6 +42,7 @@ from ogreg_core.errors import UsageError
 from ogreg_core.models.layers import DropPath, Mlp, captured_inputs, drop_path_rates
 from ogreg_core.models.protocol import BlockMaps
 from ogreg_core.models.staged import StagedNetwork
+from ogreg_core.models.stems import ConvStem
 from ogreg_core.models.weights import rename
 
 __all__ = [
@@ -113,6 +114,8 @@ class VideoFocalNetConfig:
     Args:
         stages: from fine to coarse; each is half the spatial size of the one before.
         tubelet: input frames per token frame.
+        stem: its ``own`` patches, or ``conv`` for :class:`ogreg_core.models.stems.ConvStem`, whose token
+            frames are tubelets of 2.
         focal_factor: by how much the kernel grows from level to level.
         conv_embed: overlapping convolutions (7, and 3 between stages) instead of patches (4, and 2).
         layerscale: learnt factors on the branches, 1e-4 at first.
@@ -123,6 +126,7 @@ class VideoFocalNetConfig:
 
     stages: tuple[Stage, ...]
     tubelet: int = 1
+    stem: Literal["own", "conv"] = "own"
     focal_factor: int = 2
     conv_embed: bool = False
     layerscale: bool = False
@@ -135,7 +139,10 @@ def _stages(width: int, depths: Sequence[int]) -> tuple[Stage, ...]:
     return tuple(Stage(dim=width << i, depth=depth) for i, depth in enumerate(depths))
 
 
+# n is ours, at the size of ogreg-n: of clips of 64 pixels the authors' one frame per token frame would
+# make twice the tokens of every other network of that size.
 VARIANTS = {
+    "n": VideoFocalNetConfig(_stages(24, (1, 1, 3, 1)), tubelet=2),
     "t": VideoFocalNetConfig(_stages(96, (2, 2, 6, 2))),
     "s": VideoFocalNetConfig(_stages(96, (2, 2, 18, 2))),
     "b": VideoFocalNetConfig(_stages(128, (2, 2, 18, 2))),
@@ -182,6 +189,9 @@ class TubeletEmbed(nn.Module):
 
 def _stem(config: VideoFocalNetConfig) -> nn.Module:
     dim = config.stages[0].dim
+    if config.stem == "conv":
+        _check_conv_stem(config)
+        return ConvStem(dim)
     if config.tubelet == 1:
         return PatchEmbed(3, dim, 7, 4, 2) if config.conv_embed else PatchEmbed(3, dim, 4, 4, 0)
     if config.conv_embed:
@@ -191,6 +201,16 @@ def _stem(config: VideoFocalNetConfig) -> nn.Module:
             fix="leave one of the two at its default",
         )
     return TubeletEmbed(dim, config.tubelet)
+
+
+def _check_conv_stem(config: VideoFocalNetConfig) -> None:
+    if config.tubelet != 2 or config.conv_embed:
+        other = "conv_embed" if config.conv_embed else f"tubelets of {config.tubelet} frames"
+        raise UsageError(
+            f"Video-FocalNet cannot have the stem conv and {other}",
+            why="that stem makes one token frame of 2 frames by itself",
+            fix="model.options.tubelet=2",
+        )
 
 
 # --- the block ---------------------------------------------------------------------------------
@@ -311,7 +331,7 @@ class VideoFocalNet(StagedNetwork):
         dropout: before the head's linear layer.
 
     Raises:
-        UsageError: tubelets together with ``conv_embed``.
+        UsageError: tubelets together with ``conv_embed``, or a stem ``conv`` without tubelets of 2.
     """
 
     def __init__(
@@ -343,6 +363,8 @@ class VideoFocalNet(StagedNetwork):
         self.apply(_init_weights)
 
     def embed(self, clip: Tensor) -> Tensor:
+        if self.config.stem == "conv":
+            return self.stem(clip)
         return self.stem(rearrange(clip, "b c t h w -> b t h w c"))
 
     @torch.no_grad()
@@ -441,9 +463,9 @@ def build_video_focalnet(
     """Build a named size.
 
     Args:
-        variant: ``t``, ``s`` or ``b``.
+        variant: ``n``, ``t``, ``s`` or ``b``.
         num_classes: size of the head.
         drop_path, dropout: see :class:`VideoFocalNet`.
-        choices: ``tubelet`` and other fields of :class:`VideoFocalNetConfig`.
+        choices: ``tubelet``, ``stem`` and other fields of :class:`VideoFocalNetConfig`.
     """
     return VideoFocalNet(replace(VARIANTS[variant], **choices), num_classes, drop_path, dropout)

@@ -17,6 +17,7 @@ from ogreg_core.gaze.boxes import boxes_in_video, flat_frames, mass_boxes
 from ogreg_core.gaze.geometry import ClipGeometry, reduction_of
 from ogreg_core.gaze.maps import Canvas, shown_blocks
 from ogreg_core.inference import Predictor
+from ogreg_core.models.frame_times import given_times
 from ogreg_core.models.protocol import VideoModel
 from ogreg_core.models.registry import MODELS, find_model
 from ogreg_core.timeline.events import Box, Event
@@ -70,7 +71,8 @@ def look_at_window(
     """
     info = predictor.info
     clip = item.views[crops.crops // 2][None].to(predictor.device)
-    with torch.inference_mode():
+    times = item.times[crops.crops // 2][None]
+    with torch.inference_mode(), given_times(predictor.model, times):
         inputs = to_input(clip, info.mean, info.std)
         _, blocks = cast(VideoModel, predictor.model).forward_with_maps(inputs)
     frames, rows, columns = clip.shape[2:]

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ogreg_core.data.loader import Views, load_views
+from ogreg_core.data.loader import Views, load_timed_views
 from ogreg_core.data.manifest import Manifest
 from ogreg_core.errors import UsageError, VideoError
 from ogreg_core.inference import DEADLINE_SECONDS, Predictor, within
@@ -280,8 +280,8 @@ class _Work:
         manifest = Manifest(root=path.parent, split="", rows=(source.row,), labels=("",))
         window = plan[0]
         try:
-            clips = within(
-                lambda: load_views(manifest, source.row, self.views),
+            read = within(
+                lambda: load_timed_views(manifest, source.row, self.views),
                 str(path),
                 self.options.deadline,
             )
@@ -290,7 +290,7 @@ class _Work:
             return []
         for number in window.frames:
             found.note_frame(number)
-        return [WindowViews(window, clips, 0)]
+        return [WindowViews(window, read.views, 0, read.times)]
 
     def _streamed(self, source: Source, plan: Plan, found: _Scored) -> Iterator[WindowViews]:
         windows = read_windows(source, plan, self.heed, found.note_frame, self.options.deadline)
@@ -300,7 +300,9 @@ class _Work:
             found.trouble = error
 
     def _score(self, batch: list[WindowViews], source: Source, found: _Scored) -> None:
-        scores = self.predictor.score(torch.stack([item.views for item in batch])).numpy()
+        views = torch.stack([item.views for item in batch])
+        times = torch.stack([item.times for item in batch])
+        scores = self.predictor.score(views, times).numpy()
         for item, row in zip(batch, scores, strict=True):
             found.starts.append(item.window.start_s)
             found.ends.append(item.window.end_s)

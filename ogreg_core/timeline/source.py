@@ -11,7 +11,7 @@ import shlex
 import threading
 import time
 from bisect import bisect_left
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ogreg_core.data.loader import Views
+from ogreg_core.data.loader import Views, shown_at
 from ogreg_core.data.manifest import Row
 from ogreg_core.data.transforms import scaled_size, test_crops
 from ogreg_core.errors import UsageError, VideoError
@@ -64,6 +64,10 @@ class Source:
     def seconds(self) -> np.ndarray:
         """When each frame appears, float64 ``[frames]``."""
         return self.reader.index.seconds
+
+    def shown(self, numbers: Sequence[int]) -> list[float]:
+        """When frames appear, as for any other video."""
+        return shown_at(self.reader, self.row, numbers)
 
     def shortened(self, frames: int) -> Source:
         """The same video as if it ended after so many frames."""
@@ -120,11 +124,14 @@ class WindowViews:
         window: which.
         views: uint8 ``[V, 3, T, size, size]``.
         missing: how many of its frames did not decode; the frame before stands in for each.
+        times: when its frames are due, float32 ``[V, T]``, see
+            :class:`ogreg_core.data.loader.TimedViews`.
     """
 
     window: Window
     views: Tensor
     missing: int
+    times: Tensor
 
 
 def read_windows(
@@ -157,7 +164,8 @@ def read_windows(
         on_frame(number)
         kept[number] = picture.permute(2, 0, 1)
         while number >= window.frames[-1]:
-            yield from _views_of(window, kept, plan.views)
+            times = plan.times(window, source.shown)
+            yield from _views_of(window, kept, plan.views, torch.tensor(times))
             following = next(waiting, None)
             if following is None:
                 return
@@ -165,7 +173,9 @@ def read_windows(
             kept = {n: kept[n] for n in kept if n >= window.frames[0]}
 
 
-def _views_of(window: Window, kept: dict[int, Tensor], views: Views) -> Iterator[WindowViews]:
+def _views_of(
+    window: Window, kept: dict[int, Tensor], views: Views, times: Tensor
+) -> Iterator[WindowViews]:
     """Nothing where more frames are missing than are there."""
     there = sorted(kept)
     missing = [number for number in window.frames if number not in kept]
@@ -177,7 +187,8 @@ def _views_of(window: Window, kept: dict[int, Tensor], views: Views) -> Iterator
         test_crops(torch.stack([kept[stands_in.get(n, n)] for n in clip]), views.crops)
         for clip in window.clips
     ]
-    yield WindowViews(window, torch.cat(parts), len(missing))
+    times = times.repeat_interleave(views.crops.crops, dim=0)
+    yield WindowViews(window, torch.cat(parts), len(missing), times)
 
 
 def ahead(

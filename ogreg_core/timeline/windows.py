@@ -17,7 +17,7 @@ import numpy as np
 from ogreg_core.checkpoint import CheckpointInfo
 from ogreg_core.data.loader import Views
 from ogreg_core.data.manifest import Row, load_manifest
-from ogreg_core.data.sampling import frame_numbers, positions
+from ogreg_core.data.sampling import clip_seconds, frame_numbers, positions
 from ogreg_core.errors import DataError, UsageError
 
 __all__ = ["Plan", "Window", "default_window"]
@@ -126,7 +126,9 @@ class Plan:
         self._starts = list(dict.fromkeys([*starts, end]))
         clips = views.indices(self._length)
         # Their mean is that of one.
-        self._clips = clips[:1] if all(clip == clips[0] for clip in clips) else clips
+        alike = all(clip == clips[0] for clip in clips)
+        self._clips = clips[:1] if alike else clips
+        self._places = views.places(self._length)[: len(self._clips)]
 
     def __len__(self) -> int:
         return len(self._starts)
@@ -147,6 +149,21 @@ class Plan:
         last = start == self._starts[-1]
         ends_s = self.row.duration if last else (start + self._length) / self._rate
         return Window(number, start / self._rate, ends_s, clips)
+
+    def times(
+        self, window: Window, shown: Callable[[Sequence[int]], list[float]]
+    ) -> list[list[float]]:
+        """When the frames of each clip of a window appear as it is played, in seconds from the clip's
+        first one.
+
+        Args:
+            window: one of these.
+            shown: when frames appear in the file, by their numbers.
+        """
+        return [
+            clip_seconds(places, shown(numbers), self._length, self.row, self.views.sampling)
+            for places, numbers in zip(self._places, window.clips, strict=True)
+        ]
 
     def needed(self) -> np.ndarray:
         """Whether any window takes a frame: bool ``[frames]``."""

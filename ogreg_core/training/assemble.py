@@ -32,6 +32,7 @@ from ogreg_core.errors import (
 from ogreg_core.evaluation import compute_metrics, resolve_precision, score_dataset
 from ogreg_core.files import write_text_atomic
 from ogreg_core.models.conversion import settings_in
+from ogreg_core.models.initialisation import spread_by_inputs
 from ogreg_core.models.registry import create_model, find_model
 from ogreg_core.models.stts import keep_count
 from ogreg_core.models.weights import (
@@ -160,6 +161,8 @@ def build_model(recipe: Recipe, labels: tuple[str, ...]) -> tuple[nn.Module, Loa
     """
     torch.manual_seed(recipe.seed)
     model = model_of(recipe, len(labels))
+    if recipe.init.linear == "fan-in":
+        spread_by_inputs(model)
     source = recipe.init.weights
     if not source:
         return model, None

@@ -12,7 +12,7 @@ __all__ = ["on_device"]
 
 
 def on_device(batches: Iterator[TrainBatch], device: torch.device) -> Iterator[TrainBatch]:
-    """The same batches with clips and labels on the device, on CUDA copied one ahead on a stream of
+    """The same batches with clips, labels and times on the device, on CUDA copied one ahead on a stream of
     their own; on a CPU they are there already.
     """
     if device.type != "cuda":
@@ -25,6 +25,7 @@ def on_device(batches: Iterator[TrainBatch], device: torch.device) -> Iterator[T
             moved = batch._replace(
                 clips=batch.clips.to(device, non_blocking=True),
                 labels=batch.labels.to(device, non_blocking=True),
+                times=None if batch.times is None else batch.times.to(device, non_blocking=True),
             )
             copied = stream.record_event()
         if ahead is not None:
@@ -37,7 +38,8 @@ def on_device(batches: Iterator[TrainBatch], device: torch.device) -> Iterator[T
 def _arrived(batch: TrainBatch, copied: torch.cuda.Event, device: torch.device) -> TrainBatch:
     current = torch.cuda.current_stream(device)
     current.wait_event(copied)
-    for tensor in (batch.clips, batch.labels):
+    for tensor in (batch.clips, batch.labels, batch.times):
         # Its memory belongs to the other stream, which must not give it away before it was read.
-        tensor.record_stream(current)
+        if tensor is not None:
+            tensor.record_stream(current)
     return batch

@@ -6,7 +6,7 @@ import math
 import warnings
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -23,6 +23,7 @@ from ogreg_core.data.order import step_rng
 from ogreg_core.data.transforms import to_input
 from ogreg_core.distributed import World
 from ogreg_core.evaluation import autocast
+from ogreg_core.models.protocol import logits_of, takes_times
 from ogreg_core.models.stts_backbones import TokenSelecting
 from ogreg_core.training.averaging import averaged
 from ogreg_core.training.batch_norm import synchronise_batch_norm
@@ -203,14 +204,29 @@ class TrainStep:
         rng = step_rng(settings.seed, epoch, number)
         classes: int = self.model.num_classes  # type: ignore[assignment]
         clips, targets = mix(clips, labels, classes, settings.mixing, rng)
+        times = self._times(batch, epoch, number)
         clips = clips.contiguous(memory_format=self.memory_format)
         # What the model draws depends on the place in the training alone, so that no state of a
         # random generator has to survive a kill.
         place = step_rng(settings.seed, epoch, number, "model", self.world.rank, micro)
         torch.manual_seed(place.getrandbits(63))
         with autocast(self.device, settings.precision):
-            logits = self._forward(clips)
+            logits = logits_of(self._forward, clips, times, asked=self.model)
         return F.cross_entropy(logits.float(), targets, reduction="sum"), logits, targets
+
+    def _times(self, batch: TrainBatch, epoch: int, number: int) -> Tensor | None:
+        """Frame times of the micro-batch for models that take them, ``[B, T]``; of a mixed clip those of
+        the clip that has the larger share.
+        """
+        if batch.times is None or not takes_times(self.model):
+            return None
+        # The draws once more, on a class of its own for each clip: the targets are then the shares.
+        place = torch.arange(len(batch.clips))
+        still = torch.zeros(len(place), 1, 1, *batch.clips.shape[-2:])
+        rng = step_rng(self.settings.seed, epoch, number)
+        mixing = replace(self.settings.mixing, smoothing=0.0)
+        _, shares = mix(still, place, len(place), mixing, rng)
+        return batch.times[shares.argmax(dim=1).to(batch.times.device)]
 
     def _update(self) -> Tensor:
         self.scaler.unscale_(self.optimizer)

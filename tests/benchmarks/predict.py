@@ -31,7 +31,8 @@ import sys, time
 import torch
 from ogreg_core.checkpoint import load_model
 from ogreg_core.evaluation import resolve_precision, score_views
-from ogreg_core.inference import load_views, single_video
+from ogreg_core.data.loader import load_views
+from ogreg_core.inference import single_video
 clip, checkpoint = sys.argv[1:]
 """
 _TIMED = {

@@ -55,6 +55,9 @@ def report(demo_root, tmp_path) -> EvaluationReport:
         (("dense", 16, 4, 30.0), (224, 256, 1), "none", "16x4 at 30 fps, 4x1 views, short side 256, crop 224"),
         (("dense", 8, 8, 0.0, "clamp"), (160, 160, 1), "none", "8x8 clamped, 4x1 views, short side 160"),
         (("uniform", 16), (64, 72, 1), "shuffled", "16 uniform, 4x1 views, short side 72, crop 64, frames shuffled"),
+        (("uniform", 16), (64, 64, 1), "half", "16 uniform, 4x1 views, short side 64, at half rate (8 frames)"),
+        (("dense", 32, 2), (224, 224, 3), "double", "32x2, 4x3 views, short side 224, at double rate (64 frames)"),
+        (("uniform", 16), (64, 64, 1), "irregular", "16 uniform, 4x1 views, short side 64, at irregular rate (16 frames)"),
     ],
 )  # fmt: skip
 def test_protocol(sampling, crops, control, text):

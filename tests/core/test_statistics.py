@@ -1,10 +1,12 @@
-"""Intervals, McNemar's test and calibration against independent computations."""
+"""Intervals, paired tests and calibration against independent computations."""
 
 from __future__ import annotations
 
+import itertools
 import math
 from fractions import Fraction
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -13,7 +15,11 @@ from hypothesis import strategies as st
 from ogreg_core.statistics import (
     expected_calibration_error,
     mcnemar_exact,
+    mean_interval,
+    paired_bootstrap_interval,
     paired_difference_interval,
+    sign_flip_test,
+    student_quantile,
     wilson_interval,
 )
 
@@ -164,3 +170,134 @@ def test_calibration_error_of_known_cases():
     found = expected_calibration_error(confidence, torch.tensor([True, False]), bins=2)
     assert found == pytest.approx((0.5 + 0.9) / 2)
     assert math.isnan(expected_calibration_error(torch.empty(0), torch.empty(0, dtype=torch.bool)))
+
+
+# Of probabilities 0.975 and 0.9995: Student's table, as in Abramowitz and Stegun, table 26.10.
+TABLE = {
+    1: (12.706, 636.619),
+    **{2: (4.303, 31.598), 3: (3.182, 12.924), 4: (2.776, 8.610)},
+    **{5: (2.571, 6.869), 10: (2.228, 4.587), 29: (2.045, 3.659), 120: (1.980, 3.373)},
+}
+
+
+@pytest.mark.parametrize("degrees", TABLE)
+def test_student_quantile_equals_the_published_table(degrees):
+    found = student_quantile(0.975, degrees), student_quantile(0.9995, degrees)
+    assert found == pytest.approx(TABLE[degrees], abs=1.5e-3, rel=5e-5)
+    assert student_quantile(0.025, degrees) == pytest.approx(-found[0])
+    assert student_quantile(0.5, degrees) == pytest.approx(0, abs=1e-9)
+
+
+@pytest.mark.parametrize("degrees", [1, 2, 3, 6, 7, 40])
+def test_student_quantile_has_the_area_below_it(degrees):
+    """The density, summed by Simpson's rule from the middle."""
+    t = student_quantile(0.9, degrees)
+    scale = math.exp(math.lgamma((degrees + 1) / 2) - math.lgamma(degrees / 2))
+    x = torch.linspace(0, t, 2001, dtype=torch.float64)
+    density = scale / math.sqrt(degrees * math.pi) * (1 + x**2 / degrees) ** (-(degrees + 1) / 2)
+    weights = torch.ones_like(x)
+    weights[1:-1:2], weights[2:-1:2] = 4, 2
+    area = float((weights * density).sum() * t / 2000 / 3)
+    assert 0.5 + area == pytest.approx(0.9, abs=1e-9)
+
+
+def test_student_quantile_equals_scipy():
+    stats = pytest.importorskip("scipy.stats")
+    for degrees in (1, 2, 3, 8, 51, 1000):
+        for probability in (0.01, 0.6, 0.975, 0.9999):
+            expected = stats.t.ppf(probability, degrees)
+            assert student_quantile(probability, degrees) == pytest.approx(expected, rel=1e-7)
+
+
+def test_mean_interval_of_seeds():
+    # Mean 61, standard deviation 2, 4.3027 quantile: 61 +- 4.3027 * 2 / sqrt(3).
+    assert mean_interval([59, 61, 63]) == pytest.approx((61, 56.0317, 65.9683), abs=1e-4)
+    narrow = mean_interval([59, 61, 63], confidence=0.5)
+    assert narrow == pytest.approx(
+        (61, 61 - 0.8165 * 2 / 3**0.5, 61 + 0.8165 * 2 / 3**0.5), abs=1e-4
+    )
+    mean, low, high = mean_interval([72.5])
+    assert mean == 72.5
+    assert math.isnan(low)
+    assert math.isnan(high)
+
+
+@given(differences=st.lists(st.integers(-3, 3), max_size=9))
+@settings(max_examples=60, deadline=None)
+def test_sign_flips_equal_all_sign_patterns(differences):
+    far = abs(sum(differences))
+    patterns = list(itertools.product((-1, 1), repeat=len(differences)))
+    reached = sum(
+        abs(sum(s * d for s, d in zip(signs, differences, strict=True))) >= far
+        for signs in patterns
+    )
+    assert sign_flip_test(differences) == pytest.approx(reached / len(patterns), rel=1e-12)
+
+
+def test_sign_flips_of_one_seed_are_mcnemars_test():
+    for first, second in ((9, 3), (0, 0), (0, 12), (25, 31)):
+        differences = [-1] * first + [1] * second + [0] * 40
+        found = sign_flip_test(differences)
+        assert found == pytest.approx(mcnemar_exact(first, second), rel=1e-12)
+        assert sign_flip_test([3 * difference for difference in differences]) == found
+
+
+def test_sign_flips_of_many_videos_are_normal():
+    generator = torch.Generator().manual_seed(0)
+    differences = torch.randint(-3, 4, (4000,), generator=generator).tolist()
+    differences += [1] * 300
+    # Sums are two apart.
+    z = (abs(sum(differences)) - 1) / math.sqrt(sum(d * d for d in differences))
+    assert z > 1.5
+    assert sign_flip_test(differences) == pytest.approx(math.erfc(z / math.sqrt(2)), rel=2e-3)
+
+
+def tables(seeds, videos, second, seed_scale=0.0):
+    """Right or wrong of two models that see the same videos, under the same seeds."""
+    rng = np.random.default_rng(5)
+    hard = rng.random(videos)
+    of_seed = seed_scale * rng.standard_normal((2, seeds, 1))
+    found = []
+    for number, share in enumerate((0.5, second)):
+        chance = np.clip(0.5 * hard + 0.5 * share + of_seed[number], 0, 1)
+        found.append((rng.random((seeds, videos)) < chance).astype(int))
+    return found
+
+
+def test_bootstrap_equals_drawing_one_by_one():
+    """Plain loops over indices that are drawn, instead of products with counts."""
+    first, second = tables(4, 60, 0.7, seed_scale=0.1)
+    rng = np.random.default_rng(17)
+    drawn = []
+    for _ in range(4000):
+        seeds, videos = rng.integers(4, size=4), rng.integers(60, size=60)
+        pick = np.ix_(seeds, videos)
+        drawn.append(second[pick].mean() - first[pick].mean())
+    found = paired_bootstrap_interval(first, second, confidence=0.9)
+    assert found == pytest.approx(np.quantile(drawn, [0.05, 0.95]), abs=0.012)
+    low, high = paired_bootstrap_interval(first, second, confidence=0.99)
+    assert low < found[0] < second.mean() - first.mean() < found[1] < high
+
+
+def test_bootstrap_of_one_seed_is_that_of_the_videos():
+    first, second = tables(1, 400, 0.6)
+    difference = second[0] - first[0]
+    low, high = paired_bootstrap_interval(first, second)
+    half = 1.96 * difference.std() / math.sqrt(400)
+    assert (low, high) == pytest.approx(
+        (difference.mean() - half, difference.mean() + half), abs=4e-3
+    )
+
+
+def test_bootstrap_takes_seeds_and_videos_into_account():
+    """Seeds that differ more widen it; the same tables have no difference at all."""
+    calm, wild = (
+        paired_bootstrap_interval(*tables(3, 120, 0.6, seed_scale=scale)) for scale in (0, 0.3)
+    )
+    assert wild[1] - wild[0] > 1.5 * (calm[1] - calm[0])
+    first, second = tables(3, 120, 0.6)
+    assert paired_bootstrap_interval(first, first) == (0, 0)
+    assert paired_bootstrap_interval(first, second) == paired_bootstrap_interval(first, second)
+    mirrored = paired_bootstrap_interval(second, first)
+    assert mirrored == pytest.approx(tuple(-end for end in calm[::-1]), abs=1e-9)
+    assert paired_bootstrap_interval(first, second, draws=700) != calm

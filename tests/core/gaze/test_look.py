@@ -24,7 +24,6 @@ from ogreg_core.inference import Predictor, single_video
 from ogreg_core.models.registry import create_model
 from ogreg_core.video import write_video
 from tests.conftest import moving_frames
-from tests.every_model import thinned
 
 
 def predictor_of(model: str = "ogreg-n", size: int = 64, **options) -> Predictor:
@@ -244,8 +243,7 @@ def test_map_that_localises_best(predictor, tmp_path):
     np.testing.assert_array_equal(maps, found.maps["gaze"])
     boxes = boxes_in_video(mass_boxes(maps), maps.shape[1:], found.geometry)
     assert (boxes[:, 3] <= 30).all()
-    with thinned():
-        assert localising_map(predictor_of("xvit-b16", table_size=64), clip)[0] == "glance"
+    assert localising_map(predictor_of("xvit-n"), clip)[0] == "glance"
 
 
 def test_unknown_blocks_are_refused(predictor):

@@ -14,6 +14,7 @@ from ogreg_core.models.gta import (
     PLACEMENTS,
     GlobalTemporalAttention,
     GTAConfig,
+    ThinResNet,
     build_gta,
     map_gta,
     mix_frames,
@@ -375,7 +376,7 @@ CLIP = (2, 3, T, 32, 32)
 
 
 class TestModel:
-    @pytest.mark.parametrize("placement", PLACEMENTS)
+    @pytest.mark.parametrize("placement", ["nl5", "res4"])
     def test_when_built_is_resnet50_frame_by_frame_and_averaged(self, placement):
         torch.manual_seed(0)
         image = resnet50(num_classes=7).eval()
@@ -509,6 +510,35 @@ class TestModel:
             build_gta("r18", 7)
         with pytest.raises(UsageError, match="16 pixels"):
             build_gta("r50", 7, size=16)
+
+    def test_small_network_has_fewer_blocks(self):
+        with pytest.raises(UsageError, match="placement nl5") as caught:
+            build_gta("n", 7, placement="nl5")
+        assert caught.value.fix == "model.options.placement=nl4"
+        model = build_gta("n", 7, frames=T)
+        assert [len(stage) for stage in model.stages] == [2, 2, 2, 2]
+        followers = [layer for layer in model.layers() if len(layer) > 1]
+        assert followers == [
+            [f"stages.{s}.{b}", f"gta.{i}"] for i, (s, b) in enumerate(PLACEMENTS["nl4"])
+        ]
+
+    def test_thin_network_has_the_layers_of_resnet50(self):
+        """With the same depths: kernels and strides by the same names, a quarter of the channels."""
+        with torch.device("meta"):
+            thin, whole = ThinResNet([3, 4, 6, 3]), resnet50()
+        shapes = dict(thin.named_parameters())
+        for name, parameter in whole.named_parameters():
+            if name.startswith("fc."):
+                continue
+            own, theirs = shapes[name].shape, parameter.shape
+            assert own[0] == theirs[0] // 4, name
+            assert own[2:] == theirs[2:], name
+            if len(own) > 1:
+                assert own[1] == (3 if name == "conv1.weight" else theirs[1] // 4), name
+        strides = [
+            [m.stride for m in net.modules() if isinstance(m, nn.Conv2d)] for net in (thin, whole)
+        ]
+        assert strides[0] == strides[1]
 
 
 class TestMaps:

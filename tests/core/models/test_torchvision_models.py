@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 from itertools import pairwise
 from unittest import mock
 
@@ -26,8 +27,9 @@ from ogreg_core.training.memory import checkpoint_activations
 MVITS = ["mvit_v1_b", "mvit_v2_s"]
 SWINS = ["swin3d_t", "swin3d_s", "swin3d_b"]
 CNNS = ["r2plus1d_18", "s3d"]
-# One of each kind.
+# One of each kind, and what is ours of each.
 KINDS = ["swin3d_t", *MVITS, *CNNS]
+OURS = ["swin3d_n", "mvit_v1_n", "mvit_v2_n", "r2plus1d_n", "s3d_n"]
 
 
 def settings(name, **changes):
@@ -39,7 +41,7 @@ def settings(name, **changes):
 
 def small(name, classes=5, **options):
     """Our model for clips of 8x32x32."""
-    shape = {"frames": 8, "size": 32} if name in MVITS else {}
+    shape = {"frames": 8, "size": 32} if name.startswith("mvit") else {}
     return build_torchvision(name, classes, **shape, **options)
 
 
@@ -103,6 +105,29 @@ def test_names_and_shapes_are_torchvisions_but_for_the_head(name):
     assert {key: value.shape for key, value in ours.state_dict().items()} == expected
 
 
+@pytest.mark.parametrize(("thin", "name"), [("r2plus1d_n", "r2plus1d_18"), ("s3d_n", "s3d")])
+def test_thin_networks_have_the_layers_of_torchvisions(thin, name):
+    """Kernels, strides and paddings in the same order; three sixteenths and three eighths of channels."""
+    with torch.device("meta"):
+        found, whole = build_torchvision(thin, 5), build_torchvision(name, 5)
+    layers = [
+        [
+            re.sub(r"(Conv3d|BatchNorm3d|Linear)\([^a-z]*(in_features=\d+)?", r"\1(", str(part))
+            for part in model.modules()
+            if not list(part.children())
+        ]
+        for model in (found, whole)
+    ]
+    # But for the share by which S3D's batch norms move.
+    unlike = [pair for pair in zip(*layers, strict=True) if pair[0] != pair[1]]
+    assert all("momentum=0.1" in ours and "momentum=0.001" in theirs for ours, theirs in unlike)
+    assert bool(unlike) == (name == "s3d")
+    share = 3 / 16 if name == "r2plus1d_18" else 3 / 8
+    clip = torch.zeros(1, 3, 8, 32, 32, device="meta")
+    widths = [[x.shape[-1] for x in model.eval().forward_stages(clip)] for model in (found, whole)]
+    assert widths[0] == [share * width for width in widths[1]]
+
+
 @pytest.mark.parametrize("name", MVITS)
 def test_mvit_is_configured_as_torchvisions(name):
     with mock.patch("ogreg_core.models.torchvision_models.TorchvisionMViT") as built:
@@ -111,7 +136,7 @@ def test_mvit_is_configured_as_torchvisions(name):
     assert built.call_args.kwargs == expected
 
 
-@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("name", OURS)
 def test_protocol(name):
     model = small(name).eval()
     assert isinstance(model, VideoModel)
@@ -127,7 +152,7 @@ def test_protocol(name):
     assert all(a.shape[2] >= b.shape[2] for a, b in pairwise(stages))
 
 
-@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("name", OURS)
 def test_every_parameter_is_in_one_layer_and_gets_a_gradient(name):
     model = small(name).train()
     model(torch.randn(2, 3, 8, 32, 32)).logsumexp(1).sum().backward()
@@ -158,7 +183,7 @@ def test_what_does_not_decay():
     )
 
 
-@pytest.mark.parametrize("name", ["swin3d_t", "mvit_v2_s", "r2plus1d_18"])
+@pytest.mark.parametrize("name", ["swin3d_n", "mvit_v2_n", "r2plus1d_n"])
 def test_recomputed_activations_make_the_same_step(name):
     torch.manual_seed(0)
     model = small(name).train()
@@ -197,6 +222,7 @@ def test_rates_arrive_where_they_belong():
         ("s3d", {"drop_path": 0.1}, "drop_path"),
         ("r2plus1d_18", {"drop_path": 0.1}, "drop_path"),
         ("mvit_v1_b", {"window": 16}, "window"),
+        ("s3d_n", {"stem": "conv"}, "stem"),
         ("swin3d_t", {"frames": 16}, "frames"),
         ("mvit_v2_s", {"frames": 7, "size": 32}, "7x32x32"),
         ("mvit_v2_s", {"frames": 8, "size": 34}, "8x34x34"),
@@ -323,7 +349,7 @@ def test_attention_received_by_pooled_keys_by_probing(name):
     torch.testing.assert_close(larger.sum(), torch.tensor(1.0))
 
 
-@pytest.mark.parametrize("name", ["swin3d_t", *MVITS])
+@pytest.mark.parametrize("name", OURS[:3])
 def test_maps_of_every_block(name):
     model = small(name).eval()
     clip = torch.randn(2, 3, 8, 32, 32)
@@ -468,7 +494,7 @@ def test_costs_are_the_published_ones(name, frames, size, bare, published):
         assert report.total / 1e9 == pytest.approx(published, rel=0.005)
 
 
-@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("name", OURS)
 def test_bf16_is_close(name):
     torch.manual_seed(0)
     model = small(name).eval()
@@ -483,10 +509,10 @@ def test_bf16_is_close(name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("name", OURS)
 def test_the_graph_is_captured(name):
     model = small(name).eval()
     clip = torch.randn(1, 3, 8, 32, 32)
-    compiled = torch.compile(model, backend="aot_eager", fullgraph=name in CNNS)
+    compiled = torch.compile(model, backend="aot_eager", fullgraph=name in OURS[3:])
     with torch.no_grad():
         torch.testing.assert_close(compiled(clip), model(clip), atol=1e-4, rtol=1e-4)

@@ -362,6 +362,9 @@ class TestModel:
     def test_tubelets_and_overlapping_stem_are_refused(self):
         with pytest.raises(UsageError, match="tubelets of 2"):
             build_video_focalnet("t", 5, tubelet=2, conv_embed=True)
+        for choices in ({"tubelet": 1}, {"tubelet": 2, "conv_embed": True}):
+            with pytest.raises(UsageError, match="stem conv"):
+                build_video_focalnet("t", 5, stem="conv", **choices)
 
     def test_answers_the_protocol(self):
         model = lively()
@@ -614,9 +617,10 @@ class TestCheckpoints:
         assert mapped.keys() == expected.keys()
         assert all(torch.equal(mapped[name], expected[name]) for name in expected)
 
-    def test_released_widths(self):
+    def test_widths(self):
         widths = {name: [stage.dim for stage in c.stages] for name, c in VARIANTS.items()}
         assert widths == {
+            "n": [24, 48, 96, 192],
             "t": [96, 192, 384, 768],
             "s": [96, 192, 384, 768],
             "b": [128, 256, 512, 1024],

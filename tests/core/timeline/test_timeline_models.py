@@ -25,19 +25,19 @@ from ogreg_core.progress import ignore_progress
 from ogreg_core.timeline import TimelineOptions, make_timeline
 from ogreg_core.video import probe, write_video
 from tests.conftest import moving_frames
-from tests.every_model import CPU, thinned
+from tests.every_model import CPU, architectures, one_thread
 
 # The smallest of each architecture, with the smallest input that suits it.
 SIZES = {
     "ogreg-n": 32,
-    "video-focalnet-t": 32,
-    "xvit-b16": 64,
-    "gta-r50-8f": 32,
-    "swin3d-t": 64,
-    "mvit-v1-b": 64,
-    "mvit-v2-s": 64,
-    "r2plus1d-18": 32,
-    "s3d": 32,
+    "video-focalnet-n": 32,
+    "xvit-n": 32,
+    "gta-n": 32,
+    "swin3d-n": 32,
+    "mvit-v1-n": 32,
+    "mvit-v2-n": 32,
+    "r2plus1d-n": 32,
+    "s3d-n": 32,
 }
 SELECTING = {"time": [{"before": 1, "ratio": 0.5}]}
 LABELS = ["bend", "jump", "run", "sit", "wave"]
@@ -46,8 +46,8 @@ LENGTHS = (12, 17, 24, 9, 12)
 
 
 @pytest.fixture(scope="module", autouse=True)
-def thin() -> Iterator[None]:
-    with thinned():
+def small_layers() -> Iterator[None]:
+    with one_thread():
         yield
 
 
@@ -84,8 +84,7 @@ def clips(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
 
 def test_every_architecture_is_here() -> None:
-    sources = {entry.source for entry in MODELS.values()}
-    assert {MODELS[model].source for model in SIZES} == sources
+    assert architectures(SIZES) == architectures(MODELS)
 
 
 @pytest.mark.parametrize(("model", "size"), SIZES.items())

@@ -32,7 +32,7 @@ from ogreg_core.models.stts_backbones import TokenSelecting
 from ogreg_core.runs import RunFolder
 from ogreg_core.training.loop import Trainer
 from ogreg_core.training.optim import OptimSettings, parameter_groups
-from tests.every_model import CPU, eight_clips, evaluate, thinned, trainer_from
+from tests.every_model import CPU, architectures, eight_clips, evaluate, one_thread, trainer_from
 
 FRAMES = 8
 
@@ -71,7 +71,7 @@ class Row:
     @property
     def drops_paths(self) -> bool:
         """torchvision's convolutional networks have no stochastic depth and refuse it."""
-        return self.model not in ("r2plus1d-18", "s3d")
+        return self.model not in ("r2plus1d-n", "s3d-n")
 
     def overrides(self) -> list[str]:
         changes = ["model.options={}", *self.options]
@@ -92,24 +92,24 @@ CPU_CONVOLUTION = (
 FINE = ("model.options.strides=[2,1,1,1]",)
 ROWS = [
     Row("ogreg-n", 1e-3, 40, 0.012, size=32, options=FINE),
-    Row("video-focalnet-t", 2e-3, 50, 0.015, size=32),
-    Row("xvit-b16", 1e-3, 120, 0.012),
-    Row("gta-r50-8f", 5e-3, 60, 0.03, size=32),
-    Row("swin3d-t", 1e-3, 60, 0.012),
-    Row("mvit-v1-b", 3e-4, 60, 0.015),
-    Row("mvit-v2-s", 3e-4, 60, 0.012),
-    Row("r2plus1d-18", 2e-3, 40, 0.02, size=32, no_bf16_step=CPU_CONVOLUTION),
-    Row("s3d", 5e-4, 70, 0.025, size=32, no_bf16_step=CPU_CONVOLUTION),
+    Row("video-focalnet-n", 2e-3, 50, 0.015, size=32),
+    Row("xvit-n", 1e-3, 80, 0.012, size=32),
+    Row("gta-n", 5e-3, 60, 0.03, size=32),
+    Row("swin3d-n", 1e-3, 60, 0.012, size=32),
+    Row("mvit-v1-n", 1e-3, 110, 0.015, size=32),
+    Row("mvit-v2-n", 1e-3, 60, 0.012, size=32),
+    Row("r2plus1d-n", 2e-3, 40, 0.02, size=32, no_bf16_step=CPU_CONVOLUTION),
+    Row("s3d-n", 1e-3, 60, 0.025, size=32, no_bf16_step=CPU_CONVOLUTION),
     Row("ogreg-n", 2e-3, 50, 0.1, size=32, options=FINE, time=1, space=2),
-    Row("mvit-v1-b", 3e-4, 60, 0.1, time=0, space=4),
-    Row("swin3d-t", 1e-3, 160, 0.1, time=0, space=1),
+    Row("mvit-v1-n", 1e-3, 140, 0.1, size=32, time=0, space=2),
+    Row("swin3d-n", 1e-3, 120, 0.1, size=32, time=0, space=1),
 ]
 NAMES = [f"{row.model}-selecting" if row.selects else row.model for row in ROWS]
 
 
 @pytest.fixture(scope="module", autouse=True)
-def thin() -> Iterator[None]:
-    with thinned():
+def small_layers() -> Iterator[None]:
+    with one_thread():
         yield
 
 
@@ -161,11 +161,9 @@ def trained(
 
 
 def test_a_row_for_every_architecture_and_every_place_of_token_selection() -> None:
-    """Sizes of one architecture share their source in the registry."""
-    sources = {entry.source for entry in MODELS.values()}
-    assert {MODELS[row.model].source for row in ROWS if not row.selects} == sources
-    places = {entry.source for entry in MODELS.values() if entry.places}
-    assert {MODELS[row.model].source for row in ROWS if row.selects} == places
+    assert architectures(row.model for row in ROWS if not row.selects) == architectures(MODELS)
+    places = [name for name, entry in MODELS.items() if entry.places]
+    assert architectures(row.model for row in ROWS if row.selects) == architectures(places)
 
 
 def validation_clips(trained: Trained) -> Tensor:

@@ -54,7 +54,8 @@ def test_learning_rates_fall_from_the_head_to_the_stem():
     assert rate["stem.conv1.weight"] == pytest.approx(0.1 * 0.5**7)
 
 
-@pytest.mark.parametrize("name", MODELS)
+# The smallest of each architecture: sizes differ in their numbers alone.
+@pytest.mark.parametrize("name", [name for name in MODELS if name.endswith("-n")])
 def test_layers_of_every_model_hold_each_parameter_once(name):
     with torch.device("meta"):
         model = create_model(name, 3)

@@ -1,0 +1,1 @@
+"""Controlled comparisons: many trainings on equal terms, and what they show."""

@@ -1,0 +1,63 @@
+"""Clips held out of a training split, on which learning rates are chosen."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import defaultdict
+from pathlib import Path
+
+from ogreg_core import __version__
+from ogreg_core.data.manifest import Manifest, Row, load_manifest, write_dataset
+from ogreg_core.errors import DataError
+
+__all__ = ["hold_out", "split_rows"]
+
+
+def split_rows(rows: tuple[Row, ...], share: float) -> tuple[list[Row], list[Row]]:
+    """Part the rows of each class, the same way on every machine: by the hash of their paths.
+
+    Args:
+        rows: of a training split.
+        share: held out of each class, at least one video where it has two.
+
+    Returns:
+        those to train on, and those held out, in manifest order.
+    """
+    by_class = defaultdict(list)
+    for row in rows:
+        by_class[row.label].append(row)
+    held: set[str] = set()
+    for members in by_class.values():
+        members.sort(key=lambda row: hashlib.sha256(row.path.encode()).hexdigest())
+        count = max(1, round(share * len(members))) if len(members) > 1 else 0
+        held |= {row.path for row in members[:count]}
+    return [row for row in rows if row.path not in held], [row for row in rows if row.path in held]
+
+
+def hold_out(data: Path, folder: Path, share: float) -> Path:
+    """Write the manifest of a data set whose validation split is held out of another's training split.
+
+    Args:
+        data: prepared data set; its validation split is left alone.
+        folder: for the new manifest; its name becomes that of the data set.
+        share: held out of each class.
+
+    Raises:
+        DataError: no class has two videos.
+    """
+    train: Manifest = load_manifest(data, "train")
+    kept, held = split_rows(train.rows, share)
+    if not held:
+        raise DataError(f"{data} has no class with two training videos", why="none can be held out")
+    names = {train.labels[a]: train.labels[b] for a, b in train.mirror.items()}
+    write_dataset(
+        folder,
+        dataset=folder.name,
+        video_root=train.root.resolve(),
+        labels=train.labels,
+        splits={"train": kept, "val": held},
+        mirror=names,
+        options={"held_out_of": train.sha256, "share": share},
+        version=__version__,
+    )
+    return folder

@@ -1,0 +1,288 @@
+"""Runs a study: first the grid of learning rates, then every row with every seed."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from ogreg_core.data.manifest import Manifest, load_manifest
+from ogreg_core.errors import Interrupted, UsageError
+from ogreg_core.evidence.held_out import hold_out
+from ogreg_core.evidence.results import Identity, Result, append_result, latest, read_results
+from ogreg_core.evidence.study import Row, Study
+from ogreg_core.evidence.training import Job, Means, run_job
+from ogreg_core.files import lock_file
+from ogreg_core.processes import Lost, run_isolated
+from ogreg_core.progress import Note, Progress, ProgressCallback
+from ogreg_core.recipe import Recipe, load_recipe
+from ogreg_core.signals import StopRequest
+
+__all__ = ["RESULTS_FILE", "Choice", "DataSet", "Plan", "run_study"]
+
+RESULTS_FILE = "results.jsonl"
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """A prepared data set."""
+
+    folder: Path
+    train: Manifest
+    val: Manifest
+
+    @classmethod
+    def open(cls, folder: Path) -> DataSet:
+        """Read both splits.
+
+        Raises:
+            DataError: not prepared, or broken.
+        """
+        found = cls(folder, load_manifest(folder, "train"), load_manifest(folder, "val"))
+        for manifest in (found.train, found.val):
+            manifest.require_labels()
+        return found
+
+    @property
+    def name(self) -> str:
+        return self.train.dataset
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The learning rate of a row on a data set, and the trainings it was chosen by; the rate is None as
+    long as they are not done, or where all of them failed.
+    """
+
+    row: Row
+    data: DataSet
+    lr: float | None
+    tried: dict[float, Result]
+
+
+class Plan:
+    """The trainings of a study on its data sets.
+
+    Args:
+        study: rows and terms.
+        recipe: file of the shared recipe.
+        data: the data sets; on the first the rates are tuned unless the study says each.
+        out: folder of results and run folders, shared by studies.
+        rows: names of the rows that are wanted; empty: all.
+        seeds: that are wanted; empty: the study's.
+    """
+
+    def __init__(
+        self,
+        study: Study,
+        recipe: Path,
+        data: Sequence[DataSet],
+        out: Path,
+        rows: Sequence[str] = (),
+        seeds: Sequence[int] = (),
+    ) -> None:
+        self.study = study
+        self.recipe = recipe
+        self.data = data
+        self.out = out
+        self.rows = [row for row in study.rows if not rows or row.name in rows]
+        self.seeds = tuple(seeds or study.seeds)
+        self._held_out: dict[str, DataSet] = {}
+
+    @property
+    def results_file(self) -> Path:
+        return self.out / RESULTS_FILE
+
+    def results(self) -> dict[Identity, Result]:
+        """What has ended so far."""
+        return latest(read_results(self.results_file))
+
+    def shared_recipe(self) -> Recipe:
+        """What all rows have in common."""
+        return load_recipe(str(self.recipe)).recipe
+
+    def epochs(self, data: DataSet) -> int:
+        """Of each training that counts."""
+        batch = self.shared_recipe().train.batch_size
+        return self.study.epochs(len(data.train.rows), batch, self.study.clips)
+
+    def held_out(self, data: DataSet) -> DataSet:
+        """The data set on which the rates of ``data`` are tuned; its manifest is written."""
+        name = f"{data.name}-tuning"
+        if name not in self._held_out:
+            folder = hold_out(data.folder, self.out / name, self.study.tuning.held_out)
+            self._held_out[name] = DataSet.open(folder)
+        return self._held_out[name]
+
+    def tuned_on(self, data: DataSet) -> DataSet:
+        """The data set whose training split tunes the rates for ``data``."""
+        return data if self.study.tuning.each else self.data[0]
+
+    def tuning_jobs(self) -> Iterator[Job]:
+        """The grid of every row that chooses its own rate."""
+        choosing = {self._chooser(row).name: self._chooser(row) for row in self.rows}
+        data = {self.tuned_on(item).name: self.tuned_on(item) for item in self.data}
+        for item in data.values():
+            for row in choosing.values():
+                for lr in self.study.tuning.lrs if not row.lr else ():
+                    yield self._tuning_job(row, item, lr)
+
+    def _tuning_job(self, row: Row, data: DataSet, lr: float) -> Job:
+        tuning = self.study.tuning
+        return self._job(row, self.held_out(data), tuning.clips, lr, tuning.seed)
+
+    def _chooser(self, row: Row) -> Row:
+        """The row whose rate ``row`` takes."""
+        return self.study.row(row.lr_of) if row.lr_of else row
+
+    def tuned(self, row: Row, data: DataSet, results: Mapping[Identity, Result]) -> Choice:
+        """The best rate by held-out top-1, then by cross-entropy."""
+        chooser = self._chooser(row)
+        if chooser.lr:
+            return Choice(row, data, chooser.lr, {})
+        source = self.tuned_on(data)
+        tried = {}
+        for lr in self.study.tuning.lrs:
+            job = self._tuning_job(chooser, source, lr)
+            if job.identity in results:
+                tried[lr] = results[job.identity]
+        done = {lr: result for lr, result in tried.items() if result.is_done}
+        complete = len(tried) == len(self.study.tuning.lrs)
+        best = max(done, key=lambda lr: (done[lr].top1(), -done[lr].loss)) if done else None
+        return Choice(row, source, best if complete else None, tried)
+
+    def test_jobs(self, results: Mapping[Identity, Result]) -> Iterator[Job]:
+        """Every row with every seed on every data set; the first seed of all of them first, so that
+        what is there at any time is as even as can be.
+        """
+        for seed in self.seeds:
+            for data in self.data:
+                for row in self.rows:
+                    job = self.test_job(row, data, seed, results)
+                    if job is not None:
+                        yield job
+
+    def test_job(
+        self, row: Row, data: DataSet, seed: int, results: Mapping[Identity, Result]
+    ) -> Job | None:
+        """One training that counts; None as long as it has no learning rate."""
+        lr = self.tuned(row, data, results).lr
+        return self._job(row, data, self.study.clips, lr, seed) if lr else None
+
+    def _job(self, row: Row, data: DataSet, clips: int, lr: float, seed: int) -> Job:
+        batch = self.shared_recipe().train.batch_size
+        changes = self.study.changes(row, len(data.train.rows), batch, clips, lr)
+        changes += [f"data.root={data.folder}", f"seed={seed}"]
+        recipe = load_recipe(str(self.recipe), changes).recipe
+        experiment = recipe.experiment_sha256
+        name = f"{_slug(row.name)}-{experiment[:8]}-seed{seed}"
+        return Job(
+            Identity(experiment, data.train.sha256, data.val.sha256, seed),
+            row.name,
+            self.recipe,
+            tuple(changes),
+            data.name,
+            data.folder,
+            self.out / "runs" / data.name / name,
+            tuple(self.study.controls),
+        )
+
+
+def run_study(
+    plan: Plan, means: Means, *, retry: bool, command: str, on_progress: ProgressCallback
+) -> None:
+    """Run what has not ended yet, and record each training as it ends.
+
+    Args:
+        plan: the trainings.
+        means: what trains.
+        retry: run those again that failed.
+        command: this command line, for messages.
+        on_progress: receives progress events.
+
+    Raises:
+        Interrupted: by a signal; trainings under way go on from their last epoch next time.
+    """
+    plan.out.mkdir(parents=True, exist_ok=True)
+    with _alone(plan.out), StopRequest() as stop:
+        tuning = list(plan.tuning_jobs())
+        _run(plan, tuning, "learning rates", means, retry, stop, on_progress)
+        tests = list(plan.test_jobs(plan.results()))
+        _run(plan, tests, "trainings", means, retry, stop, on_progress)
+    if stop.number:
+        raise Interrupted(
+            "stopped; trainings that have ended are recorded",
+            signal_number=stop.number,
+            fix=f"{command}   # goes on where it stopped",
+        )
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Hold the folder for this process.
+
+    Raises:
+        UsageError: another process has it.
+    """
+    try:
+        file = lock_file(folder / "lock")
+    except BlockingIOError as error:
+        raise UsageError(
+            f"another process trains for a study in {folder}",
+            fix="wait for it, or choose another --out; --report may look at any time",
+        ) from error
+    with file:
+        yield
+
+
+def _run(
+    plan: Plan,
+    jobs: Sequence[Job],
+    task: str,
+    means: Means,
+    retry: bool,
+    stop: StopRequest,
+    on_progress: ProgressCallback,
+) -> None:
+    if stop.number:
+        return
+    known = plan.results()
+    # Rows may be one and the same training.
+    waiting = {job.identity: job for job in jobs if not _has_ended(job, known, retry)}
+    in_all = len({job.identity for job in jobs})
+    done = in_all - len(waiting)
+    on_progress(Progress(task, done, in_all))
+    for job, outcome in run_isolated(
+        partial(run_job, means=means),
+        waiting.values(),
+        means.jobs,
+        preload=["ogreg_core.evidence.training"],
+        stopping=lambda: stop.number > 0,
+    ):
+        result = job.failed(outcome.detail) if isinstance(outcome, Lost) else outcome
+        append_result(plan.results_file, result)
+        done += 1
+        on_progress(Note(_sentence(job, result)))
+        on_progress(Progress(task, done, in_all))
+
+
+def _has_ended(job: Job, known: Mapping[Identity, Result], retry: bool) -> bool:
+    result = known.get(job.identity)
+    if result is None or not result.is_done:
+        return result is not None and not retry
+    # Another study may have trained the same and asked for less.
+    return result.right.keys() >= set(job.controls)
+
+
+def _sentence(job: Job, result: Result) -> str:
+    who = f"{job.row}, {job.data.name}, lr {result.lr:g}, seed {job.identity.seed}"
+    if not result.is_done:
+        return f"{who}: failed, {result.reason}"
+    return f"{who}: top-1 {result.top1():.1f} %, {result.seconds:.0f} s"
+
+
+def _slug(name: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")

@@ -1,0 +1,204 @@
+"""A study: which rows are trained on equal terms, and within which budget.
+
+A study is a TOML file. It names an ordinary recipe that all rows share, the budget in clips, the seeds
+and a grid of learning rates, and for each row what it changes in the recipe. This module must not
+import torch: usage errors come before anything heavy.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, ValidationError, model_validator
+
+from ogreg_core.errors import UsageError
+from ogreg_core.models.registry import nearest
+from ogreg_core.recipe import LoadedRecipe, builtin_recipes, load_recipe
+from ogreg_core.recipe_tables import Positive, Share, Table
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib  # type: ignore[import-not-found,unused-ignore]
+
+__all__ = ["Control", "Row", "Study", "Tuning", "builtin_studies", "load_study"]
+
+Control = Literal["shuffled", "reversed", "middle", "half", "double", "irregular"]
+Rate = Annotated[float, Field(gt=0)]
+# Set by the study for every row alike, so no row may.
+_SHARED = (
+    "seed",
+    "data.",
+    "augment.",
+    "eval.",
+    "train.batch_size",
+    "train.epochs",
+    "train.warmup_epochs",
+    "train.lr",
+)
+
+
+class Row(Table):
+    """One row of the table: a model with its settings."""
+
+    name: str = Field(description="of the row, unique")
+    note: str = Field("", description="what tells it from others, such as its stem")
+    changes: list[str] = Field(
+        [], description="key=value of the recipe, as `ogreg train` takes them"
+    )
+    lr: Annotated[float, Field(ge=0)] = Field(0.0, description="given instead of tuned; 0: tuned")
+    lr_of: str = Field("", description="the row whose learning rate it takes; empty: its own")
+
+    @model_validator(mode="after")
+    def _fair(self) -> Row:
+        for change in self.changes:
+            key = change.partition("=")[0]
+            if key.startswith(_SHARED):
+                raise ValueError(f"row {self.name!r} changes {key}, which all rows share")
+        if self.lr and self.lr_of:
+            raise ValueError(f"row {self.name!r} has both lr and lr_of")
+        return self
+
+
+class Tuning(Table):
+    """How learning rates are chosen: on clips held out of the training split, never on the test."""
+
+    lrs: Annotated[list[Rate], Field(min_length=1)] = Field(description="the grid, for all rows")
+    clips: Positive = Field(description="seen by each training of the grid")
+    held_out: Share = Field(0.25, description="share of each class's training videos")
+    seed: int = Field(100, description="of these trainings, none of the study's seeds")
+    each: bool = Field(
+        False, description="on each data set by itself; false: on the first, for all of them"
+    )
+
+
+class Study(Table):
+    """Rows, and the terms that are equal for all of them."""
+
+    title: str
+    recipe: str = Field(description="shared by all rows; a path from the study's file")
+    clips: Positive = Field(description="seen by each training")
+    warmup: Share = Field(0.1, description="share of the training in which the rate rises")
+    seeds: Annotated[list[int], Field(min_length=1)] = Field(description="one training each")
+    reference: str = Field(description="the row that others are compared with")
+    controls: list[Control] = Field(
+        ["shuffled", "middle"],
+        description="tests beside the plain one, as of `ogreg eval --frame-order`",
+    )
+    tuning: Tuning
+    rows: Annotated[list[Row], Field(min_length=1)]
+
+    @model_validator(mode="after")
+    def _whole(self) -> Study:
+        names = [row.name for row in self.rows]
+        twice = {name for name in names if names.count(name) > 1}
+        if twice:
+            raise ValueError(f"rows called the same: {', '.join(sorted(twice))}")
+        for name in (self.reference, *(row.lr_of for row in self.rows if row.lr_of)):
+            if name not in names:
+                raise ValueError(f"there is no row {name!r}; {nearest(name, names) or names}")
+        if any(self.row(row.lr_of).lr_of for row in self.rows if row.lr_of):
+            raise ValueError("a row takes its rate from one that takes its own from another")
+        if self.tuning.seed in self.seeds:
+            raise ValueError(f"seed {self.tuning.seed} is the tuning's own")
+        return self
+
+    def row(self, name: str) -> Row:
+        """The row of that name."""
+        return next(row for row in self.rows if row.name == name)
+
+    @staticmethod
+    def epochs(videos: int, batch: int, clips: int) -> int:
+        """How many epochs come nearest to so many clips; an epoch leaves out what fills no batch."""
+        return max(1, round(clips / (videos // batch * batch or videos)))
+
+    def changes(self, row: Row, videos: int, batch: int, clips: int, lr: float) -> list[str]:
+        """The overrides that make the shared recipe this row's.
+
+        Args:
+            row: whose.
+            videos, batch: of the training split and of a step.
+            clips: to be seen.
+            lr: peak learning rate.
+        """
+        epochs = self.epochs(videos, batch, clips)
+        return [
+            *row.changes,
+            f"train.epochs={epochs}",
+            f"train.warmup_epochs={self.warmup * epochs:g}",
+            f"train.lr={lr:g}",
+            f"eval.every={epochs}",
+        ]
+
+
+def builtin_studies() -> dict[str, Path]:
+    """The studies that come with the package, by name."""
+    folder = next(iter(builtin_recipes().values())).parent / "evidence"
+    return {path.stem: path for path in sorted(folder.glob("*.toml")) if path.stem != "base"}
+
+
+def load_study(path: str) -> tuple[str, Path, Study]:
+    """Read and check a study.
+
+    Args:
+        path: a file, or the name of a built-in study, with or without ``recipes/evidence/`` and
+            ``.toml``.
+
+    Returns:
+        its name, the file of its recipe, and the study.
+
+    Raises:
+        UsageError: missing, not TOML, unknown keys, or rows that the recipe refuses; lists all
+            problems.
+    """
+    file = _find_study(path)
+    try:
+        values: dict[str, Any] = tomllib.loads(file.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise UsageError(f"study {file} cannot be read", why=str(error)) from error
+    try:
+        study = Study.model_validate(values)
+    except ValidationError as error:
+        problems = [_problem(item) for item in error.errors()]
+        raise UsageError(
+            f"{len(problems)} problems in study {file}", why="\n".join(problems)
+        ) from error
+    recipe = file.parent / study.recipe
+    for row in study.rows:
+        check_row(study, row, recipe)
+    return file.stem, recipe, study
+
+
+def check_row(study: Study, row: Row, recipe: Path) -> LoadedRecipe:
+    """The row's recipe for a data set of a hundred videos, which shows whether it is one at all.
+
+    Raises:
+        UsageError: the recipe refuses the row's changes.
+    """
+    try:
+        return load_recipe(str(recipe), study.changes(row, 100, 10, 100, study.tuning.lrs[0]))
+    except UsageError as error:
+        raise UsageError(f"row {row.name!r}: {error.what}", why=error.why) from error
+
+
+def _problem(item: Any) -> str:
+    place = ".".join(str(part) for part in item["loc"])
+    message = item["msg"].removeprefix("Value error, ")
+    return f"{place}: {message}" if place else message
+
+
+def _find_study(path: str) -> Path:
+    file = Path(path)
+    if file.is_file():
+        return file
+    builtin = builtin_studies()
+    named_so = file.suffix in ("", ".toml") and file.parent.as_posix() in (".", "recipes/evidence")
+    if named_so and file.stem in builtin:
+        return builtin[file.stem]
+    raise UsageError(
+        f"there is no study {path}",
+        why=nearest(file.stem, builtin) or f"built-in studies: {', '.join(builtin)}",
+        fix="give the path of a TOML file or the name of a built-in study",
+    )

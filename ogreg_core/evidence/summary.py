@@ -1,0 +1,430 @@
+"""What a study's trainings show: a cell for each row on each data set, and a verdict for each row."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from ogreg_core.errors import DataError
+from ogreg_core.evidence.results import Result
+from ogreg_core.evidence.study import Study
+from ogreg_core.recipe import Recipe
+from ogreg_core.statistics import mean_interval, paired_bootstrap_interval, sign_flip_test
+
+if TYPE_CHECKING:
+    import numpy as np
+
+__all__ = [
+    "LEAST_SEEDS",
+    "MARGIN_POINTS",
+    "SIGNIFICANT",
+    "Cell",
+    "DataFacts",
+    "Difference",
+    "Failure",
+    "Summary",
+    "Tests",
+    "Tuned",
+    "Verdict",
+    "summarise",
+]
+
+SCHEMA = "ogreg.evidence-report.v1"
+SIGNIFICANT = 0.05
+# Two models are called alike if the interval of their difference stays within so many points: what the
+# choice of 400 test videos alone leaves open of one accuracy near a half (1.96 standard errors are 4.9).
+MARGIN_POINTS = 5.0
+# One seed says nothing about others.
+LEAST_SEEDS = 2
+_UNFINISHED = "not finished yet"
+
+
+@dataclass(frozen=True)
+class DataFacts:
+    """A data set of the study.
+
+    Args:
+        name: of the data set.
+        classes: how many.
+        train_videos, val_videos: learnt from, and tested on.
+        train_sha256, val_sha256: hashes of the manifests.
+        epochs: that each training takes.
+    """
+
+    name: str
+    classes: int
+    train_videos: int
+    val_videos: int
+    train_sha256: str
+    val_sha256: str
+    epochs: int
+
+    @property
+    def chance(self) -> float:
+        """Percent right by a draw among the classes."""
+        return 100.0 / self.classes
+
+
+@dataclass(frozen=True)
+class Tests:
+    """The trainings of all rows on one data set.
+
+    Args:
+        facts: of the data set.
+        results: by the name of the row, in any order, failed ones included; rows without any may lack.
+    """
+
+    facts: DataFacts
+    results: Mapping[str, Sequence[Result]]
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """How a row came by its learning rate.
+
+    Args:
+        row, dataset: what was tuned, on which data set's held-out videos.
+        lr: chosen; None as long as it is not.
+        accuracies: held-out top-1 in percent by learning rate; None where the training failed; empty
+            where the study gives the rate, or another row does.
+    """
+
+    row: str
+    dataset: str
+    lr: float | None
+    accuracies: Mapping[float, float | None] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A training that ended without a result.
+
+    Args:
+        row, dataset: what was trained; the data set ends in ``-tuning`` if it was for a learning rate.
+        seed, lr: of the training.
+        reason: one sentence.
+    """
+
+    row: str
+    dataset: str
+    seed: int
+    lr: float
+    reason: str
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A row against the reference, over the seeds that both have.
+
+    Args:
+        points: top-1 of the row less that of the reference, in percent points.
+        low, high: 95 % interval of it, over seeds and videos.
+        p: of the sign-flip test over videos.
+        seeds: that both have.
+    """
+
+    points: float
+    low: float
+    high: float
+    p: float
+    seeds: tuple[int, ...]
+
+    @property
+    def is_clear(self) -> bool:
+        """Whether the test and the interval both say that there is one."""
+        return self.p < SIGNIFICANT and (self.low > 0 or self.high < 0)
+
+    @property
+    def is_small(self) -> bool:
+        """Whether the interval leaves no room for one that matters."""
+        return self.low >= -MARGIN_POINTS and self.high <= MARGIN_POINTS
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A row on a data set; None stands for what is not known.
+
+    Args:
+        row, dataset: which.
+        model: registry name; empty before the first result.
+        lr: peak learning rate.
+        top1s: percent, by seed.
+        mean, low, high: of them, with the 95 % interval over seeds, as far as it lies in 0..100.
+        difference: to the reference; None for the reference itself, too.
+        controls: mean top-1 in percent of the same networks under each frame-order control that all of
+            them were tested under.
+        seconds: median of the trainings.
+        gmacs: billions of multiply-adds of one view.
+        params: trainable numbers.
+        missing: why a seed has no result, by seed.
+    """
+
+    row: str
+    dataset: str
+    model: str = ""
+    lr: float | None = None
+    top1s: Mapping[int, float] = field(default_factory=dict)
+    mean: float | None = None
+    low: float | None = None
+    high: float | None = None
+    difference: Difference | None = None
+    controls: Mapping[str, float] = field(default_factory=dict)
+    seconds: float | None = None
+    gmacs: float | None = None
+    params: int | None = None
+    missing: Mapping[int, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What all data sets together say about a row against the reference.
+
+    Args:
+        row: which.
+        word: ``better``, ``worse``, ``no clear difference`` or ``not settled``.
+        why: of the last, one sentence.
+    """
+
+    row: str
+    word: str
+    why: str = ""
+
+
+@dataclass(frozen=True)
+class Summary:
+    """Everything that a report says.
+
+    Args:
+        name: of the study.
+        study, recipe: the terms that are equal for all rows.
+        data: the data sets, in order.
+        cells: of each data set all rows in the study's order.
+        verdicts: of all rows but the reference.
+        tuned: learning rates and how they came about.
+        failures: trainings without a result, those for learning rates included.
+        machines: device and threads of the trainings, each that occurs.
+    """
+
+    name: str
+    study: Study
+    recipe: Recipe
+    data: tuple[DataFacts, ...]
+    cells: tuple[Cell, ...]
+    verdicts: tuple[Verdict, ...]
+    tuned: tuple[Tuned, ...]
+    failures: tuple[Failure, ...]
+    machines: tuple[str, ...]
+
+    def cell(self, row: str, dataset: str) -> Cell:
+        """The row's cell on the data set."""
+        return next(cell for cell in self.cells if (cell.row, cell.dataset) == (row, dataset))
+
+    def document(self, command: str) -> dict[str, Any]:
+        """For JSON, of the schema ``ogreg.evidence-report.v1``.
+
+        Args:
+            command: that makes the report again.
+        """
+        margin = {"significant": SIGNIFICANT, "margin_points": MARGIN_POINTS}
+        return {
+            "schema": SCHEMA,
+            "name": self.name,
+            "command": command,
+            "study": self.study.model_dump(),
+            "recipe": self.recipe.model_dump(),
+            "data": [{**asdict(facts), "chance_pct": facts.chance} for facts in self.data],
+            "cells": [asdict(cell) for cell in self.cells],
+            "verdict_rule": {**margin, "least_seeds": LEAST_SEEDS},
+            "verdicts": [asdict(verdict) for verdict in self.verdicts],
+            # Keys of JSON objects are texts, which would not sort as numbers do.
+            "tuned": [
+                {**asdict(item), "accuracies": sorted(item.accuracies.items())}
+                for item in self.tuned
+            ],
+            "failures": [asdict(failure) for failure in self.failures],
+            "machines": list(self.machines),
+        }
+
+
+def summarise(
+    name: str,
+    study: Study,
+    recipe: Recipe,
+    tests: Sequence[Tests],
+    tuned: Sequence[Tuned] = (),
+    failures: Sequence[Failure] = (),
+) -> Summary:
+    """Turn results into what they show.
+
+    Args:
+        name: of the study.
+        study: with the rows and seeds that are wanted; results of other seeds do not count.
+        recipe: shared by all rows.
+        tests: the trainings on each data set.
+        tuned: learning rates, by row and data set.
+        failures: further trainings without a result; those among ``tests`` are found here.
+
+    Raises:
+        DataError: a result tells of another number of videos than its data set has.
+    """
+    names = [row.name for row in study.rows]
+
+    def serves(item: Tuned, facts: DataFacts) -> bool:
+        return not study.tuning.each or item.dataset == facts.name
+
+    cells: list[Cell] = []
+    # In order, each once.
+    lost, machines = dict.fromkeys(failures), dict[str, None]()
+    for test in tests:
+        done = {row: _done(test, row, study.seeds) for row in names}
+        failed = {row: _failed(test, row, study.seeds) for row in names}
+        for row in names:
+            reference = {} if row == study.reference else done.get(study.reference, {})
+            missing = {
+                seed: f"failed: {failed[row][seed].reason}" if seed in failed[row] else _UNFINISHED
+                for seed in study.seeds
+                if seed not in done[row]
+            }
+            rates: list[float | None] = [item.lr for item in failed[row].values()]
+            rates += [item.lr for item in tuned if item.row == row and serves(item, test.facts)]
+            cells.append(_cell(row, test.facts.name, done[row], reference, missing, rates))
+            lost |= dict.fromkeys(failed[row].values())
+            machines |= dict.fromkeys(_machine(result) for result in done[row].values())
+    verdicts = [_verdict(study, row, cells) for row in names if row != study.reference]
+    return Summary(
+        name,
+        study,
+        recipe,
+        tuple(test.facts for test in tests),
+        tuple(cells),
+        tuple(verdicts),
+        tuple(tuned),
+        tuple(lost),
+        tuple(machines),
+    )
+
+
+def _done(test: Tests, row: str, seeds: Sequence[int]) -> dict[int, Result]:
+    """Results with scores by seed, in the order of the seeds."""
+    videos = test.facts.val_videos
+    found = {result.identity.seed: result for result in test.results.get(row, ()) if result.is_done}
+    for seed, result in found.items():
+        wrong = {len(bits) for bits in result.right.values()} - {videos}
+        if wrong:
+            raise DataError(
+                f"the result of {row}, seed {seed}, is not of the data set {test.facts.name}",
+                where=f"test videos in the result: {wrong.pop()}",
+                why=f"the data set has {videos}",
+            )
+    return {seed: found[seed] for seed in seeds if seed in found}
+
+
+def _failed(test: Tests, row: str, seeds: Sequence[int]) -> dict[int, Failure]:
+    return {
+        result.identity.seed: Failure(
+            row, test.facts.name, result.identity.seed, result.lr, result.reason
+        )
+        for result in test.results.get(row, ())
+        if not result.is_done and result.identity.seed in seeds
+    }
+
+
+def _machine(result: Result) -> str:
+    """Device and threads, as far as they were recorded."""
+    device, threads = result.made.get("device", "unknown device"), result.made.get("threads")
+    return f"{device}, {threads} thread{'s' * (threads != 1)}" if threads else str(device)
+
+
+def _cell(
+    row: str,
+    dataset: str,
+    done: Mapping[int, Result],
+    reference: Mapping[int, Result],
+    missing: Mapping[int, str],
+    rates: Sequence[float | None],
+) -> Cell:
+    """A row's cell; its learning rate is the first of ``rates`` where no result tells it."""
+    if not done:
+        return Cell(row, dataset, lr=rates[0] if rates else None, missing=missing)
+    first = next(iter(done.values()))
+    top1s = {seed: result.top1() for seed, result in done.items()}
+    mean, low, high = mean_interval(list(top1s.values()))
+    return Cell(
+        row,
+        dataset,
+        model=first.model,
+        lr=first.lr,
+        top1s=top1s,
+        mean=mean,
+        low=None if math.isnan(low) else max(low, 0.0),
+        high=None if math.isnan(high) else min(high, 100.0),
+        difference=_difference(reference, done),
+        controls=_controlled(list(done.values())),
+        seconds=statistics.median(result.seconds for result in done.values()),
+        gmacs=first.gmacs,
+        params=first.params,
+        missing=missing,
+    )
+
+
+def _controlled(results: Sequence[Result]) -> dict[str, float]:
+    """Mean top-1 under each frame-order control that all seeds have."""
+    return {
+        control: statistics.fmean(result.top1(control) for result in results)
+        for control in results[0].right
+        if control != "none" and all(control in result.right for result in results)
+    }
+
+
+def _difference(first: Mapping[int, Result], second: Mapping[int, Result]) -> Difference | None:
+    """The second less the first, over the seeds of both; None if they share none."""
+    seeds = tuple(seed for seed in second if seed in first)
+    if not seeds:
+        return None
+    a, b = (_table([results[seed] for seed in seeds]) for results in (first, second))
+    low, high = paired_bootstrap_interval(a, b)
+    by_video = b.sum(axis=0) - a.sum(axis=0)
+    points = 100.0 * float(by_video.sum()) / a.size
+    return Difference(points, 100 * low, 100 * high, sign_flip_test(by_video.tolist()), seeds)
+
+
+def _table(results: Sequence[Result]) -> np.ndarray:
+    """Whether each video is right under each seed, ``[seeds, videos]``."""
+    import numpy as np
+
+    return np.array([[int(bit) for bit in result.right["none"]] for result in results])
+
+
+def _verdict(study: Study, row: str, cells: Sequence[Cell]) -> Verdict:
+    """Clear only if it is clear on every data set, and the same way."""
+    both = [cell for cell in cells if cell.row in (row, study.reference)]
+    lacking = [cell for cell in both if cell.missing]
+    if lacking:
+        return Verdict(row, "not settled", f"{lacking[0].row} lacks seeds on {lacking[0].dataset}")
+    found = [cell.difference for cell in both if cell.row == row]
+    differences = [difference for difference in found if difference]
+    if not differences or len(differences) < len(found):
+        return Verdict(row, "not settled", "the reference was not trained")
+    if len(study.seeds) < LEAST_SEEDS:
+        return Verdict(row, "not settled", "one seed says nothing about others")
+    if all(one.is_clear for one in differences):
+        if all(one.low > 0 for one in differences):
+            return Verdict(row, "better")
+        if all(one.high < 0 for one in differences):
+            return Verdict(row, "worse")
+        return Verdict(row, "not settled", "better on one data set, worse on another")
+    if all(one.is_small for one in differences):
+        return Verdict(row, "no clear difference")
+    return Verdict(row, "not settled", _unsettled(both, row))
+
+
+def _unsettled(cells: Sequence[Cell], row: str) -> str:
+    """Where a difference is neither clear nor small."""
+    clear = [c.dataset for c in cells if c.row == row and c.difference and c.difference.is_clear]
+    others = [c.dataset for c in cells if c.row == row and c.dataset not in clear]
+    if clear:
+        return f"clear on {', '.join(clear)}, not on {', '.join(others)}"
+    return f"neither clear nor within ±{MARGIN_POINTS:g} points"

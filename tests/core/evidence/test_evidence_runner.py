@@ -1,0 +1,175 @@
+"""Running a study: equal terms, nothing trained twice, nothing lost."""
+
+from __future__ import annotations
+
+import os
+import signal
+from dataclasses import replace
+
+import pytest
+import torch
+
+from ogreg_core.errors import Interrupted, UsageError
+from ogreg_core.evaluate_checkpoint import evaluate_checkpoint
+from ogreg_core.evidence import training
+from ogreg_core.evidence.report import summary_of, write_report
+from ogreg_core.evidence.results import read_results
+from ogreg_core.evidence.runner import DataSet, Plan, run_study
+from ogreg_core.evidence.study import load_study
+from ogreg_core.evidence.training import Means
+from ogreg_core.files import lock_file
+from ogreg_core.progress import Note, ignore_progress
+
+HERE = Means("cpu", 0, 1, 0)
+RECIPE = """
+[data]
+frames = 4
+size = 32
+short_side = 32
+[train]
+batch_size = 16
+[model]
+name = "ogreg-n"
+options = { strides = [2, 1, 1, 1] }
+"""
+STUDY = """
+title = "Two stems"
+recipe = "shared.toml"
+clips = 48
+seeds = [0]
+reference = "conv"
+[tuning]
+lrs = [1e-3, 2e-3]
+clips = 32
+held_out = 0.34
+[[rows]]
+name = "conv"
+[[rows]]
+name = "patch"
+changes = ["model.options.stem=patch"]
+[[rows]]
+name = "flat"
+changes = ["model.options.gaze=2d"]
+lr_of = "conv"
+"""
+
+
+@pytest.fixture
+def plan_in(tmp_path, demo_root):
+    (tmp_path / "shared.toml").write_text(RECIPE)
+    (tmp_path / "stems.toml").write_text(STUDY)
+    _, recipe, study = load_study(str(tmp_path / "stems.toml"))
+
+    def plan(out, rows=(), seeds=()):
+        return Plan(study, recipe, [DataSet.open(demo_root)], tmp_path / out, rows, seeds)
+
+    return plan
+
+
+def run(plan, retry=False, on_progress=ignore_progress):
+    run_study(plan, HERE, retry=retry, command="ogreg evidence", on_progress=on_progress)
+    return read_results(plan.results_file)
+
+
+def learnt(result):
+    """What must be the same however often the training was interrupted."""
+    return replace(result, seconds=0.0, made={})
+
+
+def test_every_row_gets_the_same_budget_and_the_rate_that_did_best_on_held_out_videos(
+    plan_in, demo_root, tmp_path
+):
+    plan = plan_in("out")
+    results = run(plan)
+    tuning = [result for result in results if result.dataset == "demo-tuning"]
+    tests = [result for result in results if result.dataset == "demo"]
+    assert len(tuning) == 4  # two rows choose, of two rates
+    assert len(tests) == 3
+    assert {result.clips for result in tests} == {48}
+    assert all(result.is_done and result.params and result.gmacs for result in results)
+    assert all(len(bits) == 32 for result in tests for bits in result.right.values())
+    assert not any("data.root" in change for result in results for change in result.changes)
+
+    ended = plan.results()
+    for row in plan.rows:
+        choice = plan.tuned(row, plan.data[0], ended)
+        tried = {lr: (r.top1(), -r.loss) for lr, r in choice.tried.items()}
+        assert choice.lr == max(tried, key=lambda lr: tried[lr])
+    flat, conv = (
+        plan.test_job(plan.study.row(n), plan.data[0], 0, ended) for n in ("flat", "conv")
+    )
+    assert ended[flat.identity].lr == ended[conv.identity].lr
+
+    found = evaluate_checkpoint(
+        conv.folder / "checkpoints" / "last.safetensors",
+        data=demo_root,
+        split="val",
+        clips=1,
+        crops=1,
+        control="shuffled",
+        batch_size=5,
+        workers=0,
+        device=torch.device("cpu"),
+        on_progress=ignore_progress,
+    )
+    assert found.metrics.top1 == pytest.approx(ended[conv.identity].top1("shuffled"))
+
+    before = plan.results_file.read_bytes()
+    run(plan)
+    assert plan.results_file.read_bytes() == before
+
+    summary = summary_of("stems", plan)
+    files = write_report(summary, tmp_path / "report", "stems", "ogreg evidence stems")
+    assert [file.name for file in files] == ["stems.md", "stems.json", "stems.png"]
+    text = files[0].read_text()
+    assert plan.data[0].val.sha256[:12] in text
+    assert "ogreg evidence stems" in text
+
+
+def test_what_was_interrupted_goes_on_to_the_same_end(plan_in):
+    whole = [learnt(result) for result in run(plan_in("whole", ["conv"], [0]))]
+    plan = plan_in("parts", ["conv"], [0])
+    ended = []
+
+    def stop_after_one(event):
+        if isinstance(event, Note):
+            ended.append(event)
+            os.kill(os.getpid(), signal.SIGINT)
+
+    for _ in range(3):
+        with pytest.raises(Interrupted) as caught:
+            run(plan, on_progress=stop_after_one)
+        assert "goes on" in caught.value.fix
+    assert len(ended) == 3
+    assert [replace(learnt(result)) for result in run(plan)] == whole
+
+
+def test_a_failure_is_listed_and_the_others_go_on(plan_in, monkeypatch):
+    build = training.build_trainer
+
+    def fails_for_patches(loaded, *arguments, **rest):
+        if loaded.recipe.model.options.get("stem") == "patch":
+            raise ValueError("no such luck\nat all")
+        return build(loaded, *arguments, **rest)
+
+    monkeypatch.setattr(training, "build_trainer", fails_for_patches)
+    plan = plan_in("out", ["conv", "patch"], [0])
+    results = run(plan)
+    failed = [result for result in results if not result.is_done]
+    assert [result.reason for result in failed] == ["ValueError: no such luck"] * 2
+    assert sum(result.is_done for result in results) == 3
+    # Without a rate there is nothing to test; the report says so.
+    assert summary_of("stems", plan).cell("patch", "demo").missing
+
+    assert len(run(plan)) == len(results)
+    monkeypatch.setattr(training, "build_trainer", build)
+    again = run(plan, retry=True)
+    assert len(again) == len(results) + 3
+    assert summary_of("stems", plan).cell("patch", "demo").mean is not None
+
+
+def test_two_studies_do_not_share_a_folder_at_a_time(plan_in):
+    plan = plan_in("out", ["conv"], [0])
+    plan.out.mkdir()
+    with lock_file(plan.out / "lock"), pytest.raises(UsageError, match="another process"):
+        run(plan)

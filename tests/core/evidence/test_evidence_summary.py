@@ -1,0 +1,241 @@
+"""What results show: cells, differences, verdicts, and what is missing."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import replace
+
+import pytest
+
+from ogreg_core.errors import DataError
+from ogreg_core.evidence.results import Identity, Result
+from ogreg_core.evidence.study import Study
+from ogreg_core.evidence.summary import DataFacts, Difference, Failure, Tuned, summarise
+
+# A class called Tests would be taken for one.
+from ogreg_core.evidence.summary import Tests as OnData
+from ogreg_core.recipe import Recipe
+from ogreg_core.statistics import paired_bootstrap_interval, sign_flip_test
+
+VIDEOS = 200
+
+
+def study(*names: str, seeds: tuple[int, ...] = (0, 1, 2), **more) -> Study:
+    return Study(
+        title="A study",
+        recipe="base.toml",
+        clips=4000,
+        seeds=list(seeds),
+        reference="ours",
+        tuning={"lrs": [5e-4, 1e-3], "clips": 2000, **more},
+        rows=[{"name": name} for name in ("ours", *names)],
+    )
+
+
+def facts(name: str = "first", videos: int = VIDEOS) -> DataFacts:
+    return DataFacts(name, 8, 400, videos, "a" * 64, "b" * 64, 10)
+
+
+def bits(right: int, videos: int = VIDEOS, shift: int = 0) -> str:
+    text = "1" * right + "0" * (videos - right)
+    return text[-shift:] + text[:-shift] if shift else text
+
+
+def result(seed: int, right: str) -> Result:
+    values = {
+        **{"dataset": "first", "model": "ogreg-n", "changes": (), "lr": 1e-3, "clips": 4000},
+        **{"status": "done", "seconds": 60.0 + seed, "params": 1_500_000, "gmacs": 0.25},
+        "right": {
+            "none": right,
+            "shuffled": bits(30 + seed, len(right))[: len(right)],
+            "middle": bits(20, len(right))[: len(right)],
+        },
+        "made": {"device": "cpu", "threads": 1},
+    }
+    return Result(Identity("e", "t", "v", seed), **values)
+
+
+def failed(seed: int) -> Result:
+    return replace(result(seed, ""), status="failed", reason="out of memory", right={})
+
+
+def three(right: int, videos: int = VIDEOS) -> list[Result]:
+    return [result(seed, bits(right + seed - 1, videos)) for seed in (0, 1, 2)]
+
+
+def summary(*rights: dict[str, int], seeds=(0, 1, 2), videos: int = VIDEOS):
+    """Of a number of right videos by row, on each data set."""
+    names = [name for name in rights[0] if name != "ours"]
+    tests = [
+        OnData(facts(f"set{i}", videos), {row: three(n, videos) for row, n in right.items()})
+        for i, right in enumerate(rights)
+    ]
+    return summarise("study", study(*names, seeds=seeds), Recipe(), tests)
+
+
+def test_a_cell_has_the_figures_of_its_results():
+    rows = {"ours": three(100), "other": [result(2, bits(90)), result(0, bits(84))]}
+    found = summarise("study", study("other"), Recipe(), [OnData(facts(), rows)])
+    ours, other = found.cells
+    assert (ours.row, ours.dataset, ours.model, ours.lr) == ("ours", "first", "ogreg-n", 1e-3)
+    assert ours.top1s == {0: 49.5, 1: 50.0, 2: 50.5}
+    # 4.3027 * 0.5 / sqrt(3)
+    assert (ours.mean, ours.low, ours.high) == pytest.approx((50, 48.7579, 51.2421), abs=1e-4)
+    assert ours.controls == pytest.approx({"shuffled": 15.5, "middle": 10})
+    assert (ours.seconds, ours.gmacs, ours.params) == (61, 0.25, 1_500_000)
+    assert ours.difference is None
+    assert ours.missing == {}
+    # In the order of the seeds, and the difference over those of both.
+    assert list(other.top1s.items()) == [(0, 42.0), (2, 45.0)]
+    assert other.missing == {1: "not finished yet"}
+    assert other.difference.seeds == (0, 2)
+    assert other.difference.points == pytest.approx(43.5 - 50)
+    assert found.machines == ("cpu, 1 thread",)
+    assert found.cell("other", "first") is other
+
+
+def test_differences_are_those_of_the_statistics():
+    import numpy as np
+
+    rows = {
+        "ours": [result(seed, bits(100, shift=7 * seed)) for seed in range(3)],
+        "other": [result(seed, bits(112, shift=11 * seed)) for seed in range(3)],
+    }
+    found = summarise("study", study("other"), Recipe(), [OnData(facts(), rows)])
+    a, b = (np.array([[*map(int, r.right["none"])] for r in rows[row]]) for row in rows)
+    difference = found.cell("other", "first").difference
+    low, high = paired_bootstrap_interval(a, b)
+    assert difference.points == pytest.approx(100 * (b.mean() - a.mean()))
+    assert (difference.low, difference.high) == pytest.approx((100 * low, 100 * high))
+    assert difference.p == sign_flip_test((b - a).sum(axis=0).tolist())
+
+
+def test_results_of_other_seeds_do_not_count():
+    rows = {"ours": [*three(100), result(9, bits(0))]}
+    found = summarise("study", study(), Recipe(), [OnData(facts(), rows)])
+    assert found.cells[0].mean == pytest.approx(50)
+    one = summarise("study", study(seeds=(1,)), Recipe(), [OnData(facts(), rows)]).cells[0]
+    assert (one.mean, one.low, one.high) == (50.0, None, None)
+
+
+def test_intervals_stay_among_the_percents():
+    rows = {"ours": [result(s, bits(right)) for s, right in enumerate((150, 195, 199))]}
+    cell = summarise("study", study(), Recipe(), [OnData(facts(), rows)]).cells[0]
+    assert cell.high == 100
+    rows = {"ours": [result(s, bits(right)) for s, right in enumerate((50, 5, 1))]}
+    assert summarise("study", study(), Recipe(), [OnData(facts(), rows)]).cells[0].low == 0
+
+
+@pytest.mark.parametrize(
+    ("sets", "word", "why"),
+    [
+        ([{"ours": 80, "other": 120}, {"ours": 100, "other": 140}], "better", ""),
+        ([{"ours": 120, "other": 80}], "worse", ""),
+        ([{"ours": 100, "other": 100}, {"ours": 80, "other": 80}], "no clear difference", ""),
+        (
+            [{"ours": 80, "other": 120}, {"ours": 120, "other": 80}],
+            "not settled",
+            "better on one data set, worse on another",
+        ),
+        (
+            [{"ours": 80, "other": 120}, {"ours": 100, "other": 100}],
+            "not settled",
+            "clear on set0, not on set1",
+        ),
+    ],
+)
+def test_verdicts_need_every_data_set(sets, word, why):
+    (verdict,) = summary(*sets).verdicts
+    assert (verdict.row, verdict.word, verdict.why) == ("other", word, why)
+
+
+def test_clear_needs_both_the_test_and_the_interval():
+    for low, high, p, clear, small in (
+        *((1, 9, 0.04, True, False), (1, 9, 0.06, False, False), (-1, 9, 0.04, False, False)),
+        *((-9, -1, 0.04, True, False), (-9, 0, 0.04, False, False), (-5, 5, 0.9, False, True)),
+        *((-5.1, 2, 0.9, False, False), (-2, 5.1, 0.9, False, False), (0.5, 4, 0.01, True, True)),
+    ):
+        difference = Difference((low + high) / 2, low, high, p, (0, 1, 2))
+        assert (difference.is_clear, difference.is_small) == (clear, small)
+
+
+def test_a_wide_interval_settles_nothing():
+    """Few videos, on which the two are right in turns: no difference, nor the lack of one."""
+    rows = {
+        "ours": [result(seed, "10" * 10) for seed in range(3)],
+        "other": [result(seed, "01" * 10) for seed in range(3)],
+    }
+    found = summarise("study", study("other"), Recipe(), [OnData(facts(videos=20), rows)])
+    difference = found.cells[1].difference
+    assert difference.points == 0
+    assert difference.p == 1
+    assert difference.low < -5
+    assert found.verdicts[0].word == "not settled"
+    assert found.verdicts[0].why == "neither clear nor within ±5 points"
+
+
+def test_what_is_missing_leaves_it_open():
+    clear = {"ours": three(60), "other": three(150)}
+    lacking = {**clear, "other": [*three(150)[:2], failed(2)]}
+    for rows, row in ((lacking, "other"), ({**clear, "ours": three(60)[1:]}, "ours")):
+        found = summarise("study", study("other"), Recipe(), [OnData(facts(), rows)])
+        assert found.cells[1].difference.is_clear
+        assert found.verdicts[0].word == "not settled"
+        assert found.verdicts[0].why == f"{row} lacks seeds on first"
+
+
+def test_one_seed_leaves_it_open():
+    (verdict,) = summary({"ours": 60, "other": 150}, seeds=(1,)).verdicts
+    assert (verdict.word, verdict.why) == ("not settled", "one seed says nothing about others")
+
+
+def test_without_the_reference_there_are_no_differences():
+    reduced = study("other").model_copy(update={"rows": study("other").rows[1:]})
+    tests = [OnData(facts(), {"other": three(90)})]
+    found = summarise("study", reduced, Recipe(), tests)
+    assert found.cells[0].difference is None
+    assert found.verdicts[0].why == "the reference was not trained"
+
+
+def test_failures_are_listed_once():
+    rows = {"ours": [failed(1), *three(100)[::2]]}
+    tuning = Failure("ours", "first-tuning", 100, 1e-3, "diverged")
+    test = Failure("ours", "first", 1, 1e-3, "out of memory")
+    found = summarise("study", study(), Recipe(), [OnData(facts(), rows)], (), [tuning])
+    assert found.failures == (tuning, test)
+    again = summarise("study", study(), Recipe(), [OnData(facts(), rows)], (), [tuning, test])
+    assert again.failures == found.failures
+    assert found.cells[0].missing == {1: "failed: out of memory"}
+
+
+def test_a_rate_is_known_before_the_first_result():
+    tuned = [Tuned("ours", "first", 5e-4, {5e-4: 40.0, 1e-3: None})]
+    tests = [OnData(facts("first"), {}), OnData(facts("second"), {})]
+    for each, rates in ((False, [5e-4, 5e-4]), (True, [5e-4, None])):
+        found = summarise("study", study(each=each), Recipe(), tests, tuned)
+        assert [cell.lr for cell in found.cells] == rates
+        assert [cell.mean for cell in found.cells] == [None, None]
+        assert set(found.cells[0].missing) == {0, 1, 2}
+
+
+def test_results_of_other_videos_are_refused():
+    tests = [OnData(facts(videos=VIDEOS + 1), {"ours": three(100)})]
+    with pytest.raises(DataError, match="not of the data set first") as caught:
+        summarise("study", study(), Recipe(), tests)
+    assert "200" in str(caught.value.where)
+    assert "201" in str(caught.value.why)
+
+
+def test_the_document_is_plain():
+    found = summary({"ours": 80, "other": 120}, {"ours": 80, "other": 120})
+    text = json.dumps(found.document("ogreg evidence study first"), allow_nan=False)
+    document = json.loads(text)
+    assert document["schema"] == "ogreg.evidence-report.v1"
+    assert document["command"] == "ogreg evidence study first"
+    assert [cell["row"] for cell in document["cells"]] == ["ours", "other"] * 2
+    assert document["cells"][1]["difference"]["points"] == pytest.approx(20)
+    assert document["data"][0]["chance_pct"] == 12.5
+    assert document["verdicts"][0]["word"] == "better"
+    assert document["study"]["seeds"] == [0, 1, 2]
+    assert not any(math.isnan(cell["mean"]) for cell in document["cells"])

@@ -1,0 +1,55 @@
+"""Videos held out of a training split."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ogreg_core.data.manifest import Row, load_manifest
+from ogreg_core.errors import DataError
+from ogreg_core.evidence.held_out import hold_out, split_rows
+
+
+def rows_of(counts):
+    return tuple(
+        Row(f"{label}/{n}.mp4", label, 10, 10.0, 1.0, 8, 8, "pyav")
+        for label, count in enumerate(counts)
+        for n in range(count)
+    )
+
+
+@given(st.lists(st.integers(0, 12), min_size=1, max_size=6), st.floats(0.05, 0.9))
+def test_each_class_is_parted_by_itself(counts, share):
+    rows = rows_of(counts)
+    kept, held = split_rows(rows, share)
+    assert sorted(kept + held, key=rows.index) == list(rows)
+    left, out = (Counter(row.label for row in part) for part in (kept, held))
+    for label, count in enumerate(counts):
+        assert out[label] == (max(1, round(share * count)) if count > 1 else 0)
+        assert left[label] == count - out[label]
+
+
+def test_the_order_of_the_manifest_changes_nothing():
+    rows = rows_of([7, 5])
+    held = {row.path for row in split_rows(rows, 0.3)[1]}
+    assert {row.path for row in split_rows(rows[::-1], 0.3)[1]} == held
+
+
+def test_the_manifest_leads_to_the_same_videos_and_leaves_the_test_split_alone(demo_root, tmp_path):
+    folder = hold_out(demo_root, tmp_path / "demo-tuning", 0.34)
+    train, val = (load_manifest(folder, split) for split in ("train", "val"))
+    original = load_manifest(demo_root, "train")
+    assert {row.path for row in (*train.rows, *val.rows)} == {row.path for row in original.rows}
+    assert len(val.rows) == 16
+    assert all(val.video(row).is_file() for row in val.rows)
+    assert (val.labels, val.mirror) == (original.labels, original.mirror)
+    assert val.dataset == "demo-tuning"
+
+
+def test_nothing_to_hold_out_is_an_error(demo_root, tmp_path, monkeypatch):
+    monkeypatch.setattr("ogreg_core.evidence.held_out.split_rows", lambda rows, share: ([], []))
+    with pytest.raises(DataError, match="no class with two"):
+        hold_out(demo_root, tmp_path / "x", 0.2)

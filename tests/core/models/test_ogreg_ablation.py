@@ -1,0 +1,602 @@
+"""The ablations of OG-ReG against loops over their formulas, torch's own modules, and the model itself."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ogreg_core.errors import UsageError
+from ogreg_core.gaze.geometry import reduction_of
+from ogreg_core.gaze.glance import glance_of
+from ogreg_core.models.gaze_forms import FORMS, SIMILARITIES, GazeForm, Listening
+from ogreg_core.models.layers import split_heads
+from ogreg_core.models.mdconv import MDConv, frame_dissimilarity, modulation
+from ogreg_core.models.ogreg import SoDA
+from ogreg_core.models.ogreg_ablation import Choices, GlanceForm, rotary_angles, rotate
+from ogreg_core.models.registry import MODELS, create_model
+from ogreg_core.profiling import count_multiply_adds, count_parameters
+from ogreg_core.profiling.counting import observe
+
+NAME = "ogreg-n-ablation"
+OPTIONS = {
+    option: values for option, values in MODELS[NAME].options.items() if isinstance(values, tuple)
+}
+# Of numbers one other.
+OTHERWISE = [
+    {option: value}
+    for option, values in OPTIONS.items()
+    for value in (values[1:2] if type(values[0]) is int else values[1:])
+]
+
+
+def words(choices: dict) -> str:
+    return " ".join(f"{name}={value}" for name, value in choices.items()) or "default"
+
+
+def small_model(name: str = NAME, **options) -> nn.Module:
+    torch.manual_seed(1)
+    options = {"strides": (4, 2, 1, 1), **options}
+    return create_model(name, 5, **options).eval()
+
+
+def form_of(name: str, dim: int = 4, **listening) -> GazeForm:
+    """In float64, with every parameter random."""
+    torch.manual_seed(2)
+    # Less steep than at the start, so that m is neither 0 nor 1 anywhere.
+    layer = FORMS[name](dim, Listening(**{"sharpness": 3, "offset": -1, **listening})).double()
+    layer.init_weights()
+    with torch.no_grad():
+        for parameter in layer.parameters():
+            if parameter.ndim == 1:
+                parameter.add_(0.3 * torch.randn_like(parameter))
+    return layer
+
+
+def features(frames: int = 4, batch: int = 2, dim: int = 4) -> Tensor:
+    generator = torch.Generator().manual_seed(3)
+    return torch.randn(batch, frames, 5, 3, dim, generator=generator, dtype=torch.float64)
+
+
+class TestTheModelItself:
+    @pytest.mark.parametrize("stem", ["conv", "patch"])
+    def test_without_choices_it_is_ogreg_to_the_bit(self, stem):
+        ours, model = small_model(stem=stem), small_model("ogreg-n", stem=stem)
+        expected = model.state_dict()
+        assert list(ours.state_dict()) == list(expected)
+        assert all(torch.equal(value, expected[name]) for name, value in ours.state_dict().items())
+        clip = torch.randn(2, 3, 6, 40, 36)
+        with torch.no_grad():
+            assert torch.equal(ours(clip), model(clip))
+
+    def test_the_first_value_of_every_option_is_todays(self):
+        default = Choices()
+        firsts = {name: values[0] for name, values in OPTIONS.items() if name != "stem"}
+        assert firsts == {name: getattr(default, name) for name in firsts}
+        assert set(FORMS) | {"2d", "3d", "none"} == set(OPTIONS["gaze"])
+        assert list(SIMILARITIES) == list(OPTIONS["similarity"])
+
+    @pytest.mark.parametrize(
+        "choices", [{"gaze": "2d"}, {"gaze": "3d"}, {"similarity": "frame"}], ids=words
+    )
+    def test_choices_that_the_model_has_itself(self, choices):
+        ours, model = small_model(**choices), small_model("ogreg-n", **choices)
+        clip = torch.randn(1, 3, 4, 32, 32)
+        with torch.no_grad():
+            assert torch.equal(ours(clip), model(clip))
+
+    @pytest.mark.parametrize("choices", [{}, *OTHERWISE], ids=words)
+    def test_every_choice_trains_maps_and_does_something(self, choices):
+        model = small_model(**choices)
+        clip = torch.randn(2, 3, 5, 34, 40)
+        logits = model(clip)
+        logits.square().sum().backward()
+        assert all(parameter.grad is not None for parameter in model.parameters())
+        seen, maps = model.forward_with_maps(clip)
+        torch.testing.assert_close(seen, logits.detach())
+        assert len(maps) == 6
+        for found in maps.values():
+            assert (found.gaze is None) == (choices.get("gaze") == "none")
+            assert (found.glance is None) == (choices.get("glance") == "none")
+            if found.gaze is not None:
+                assert found.gaze.shape[:2] == (2, 2)
+                assert found.profiles["m"].shape == found.profiles["d"].shape == (2, 2)
+        with torch.no_grad():
+            assert model(clip[:, :, :1]).isfinite().all()
+
+    @pytest.mark.parametrize("choices", OTHERWISE, ids=words)
+    def test_every_choice_changes_the_network(self, choices):
+        plain, model = small_model(), small_model(**choices)
+        shapes = {name: value.shape for name, value in model.state_dict().items()}
+        same = {
+            name: value
+            for name, value in plain.state_dict().items()
+            if shapes.get(name) == value.shape and not name.endswith(("sharpness", "offset"))
+        }
+        model.load_state_dict(same, strict=False)
+        # Little moves, so that no modulation is saturated.
+        clip = torch.randn(1, 3, 1, 34, 40) + 0.1 * torch.randn(1, 3, 6, 34, 40)
+        with torch.no_grad():
+            alike = torch.allclose(plain(clip), model(clip), rtol=1e-6, atol=1e-7)
+        others = {name: value.shape for name, value in plain.state_dict().items()}
+        assert not alike or shapes != others
+
+
+def tap(frame: Tensor, kernel: Tensor) -> Tensor:
+    """One frame ``[B, H, W, C]`` by torch's own depthwise convolution."""
+    image = frame.permute(0, 3, 1, 2)
+    return F.conv2d(image, kernel, padding=1, groups=len(kernel)).permute(0, 2, 3, 1)
+
+
+def volume(y: Tensor, weight: Tensor) -> Tensor:
+    """All frames by torch's own depthwise 3-D convolution."""
+    out = F.conv3d(y.permute(0, 4, 1, 2, 3), weight, padding=1, groups=len(weight))
+    return out.permute(0, 2, 3, 4, 1)
+
+
+def at_frame(m: Tensor, t: int) -> Tensor:
+    around = [m[:, i] for i in (t - 1, t) if 0 <= i < m.shape[1]]
+    return sum(around) / len(around)
+
+
+def neighbours(layer: GazeForm, y: Tensor, m: Tensor, t: int) -> Tensor:
+    past, centre, future = layer.weight.unbind(2)
+    out = tap(y[:, t], centre)
+    if t > 0:
+        out = out + m[:, t - 1] * tap(y[:, t - 1], past)
+    if t < y.shape[1] - 1:
+        out = out + m[:, t] * tap(y[:, t + 1], future)
+    return out
+
+
+def mixed(layer: GazeForm, y: Tensor, m: Tensor, t: int) -> Tensor:
+    n = at_frame(m, t)
+    return (1 - n) * tap(y[:, t], layer.flat) + n * volume(y, layer.weight)[:, t]
+
+
+def difference(layer: GazeForm, y: Tensor, m: Tensor, t: int) -> Tensor:
+    past, centre, future = layer.weight.unbind(2)
+    out = tap(y[:, t], centre)
+    if t > 0:
+        out = out + m[:, t - 1] * tap(y[:, t - 1] - y[:, t], past)
+    if t < y.shape[1] - 1:
+        out = out + m[:, t] * tap(y[:, t + 1] - y[:, t], future)
+    return out
+
+
+def gated(layer: GazeForm, y: Tensor, m: Tensor, t: int) -> Tensor:
+    repeated = torch.cat([y[:, :1], y, y[:, -1:]], dim=1)
+    seen = volume(repeated, layer.weight)[:, t + 1] + layer.bias
+    return (1 + at_frame(m, t)) * seen - layer.bias
+
+
+def gated_2d(layer: GazeForm, y: Tensor, m: Tensor, t: int) -> Tensor:
+    seen = tap(y[:, t], layer.weight[:, :, 1]) + layer.bias
+    return (1 + at_frame(m, t)) * seen - layer.bias
+
+
+def by_cosine(layer: GazeForm, y: Tensor) -> Tensor:
+    cosine = F.cosine_similarity(y[:, :-1], y[:, 1:], dim=-1)[..., None]
+    floor = torch.sigmoid(layer.offset)
+    raised = torch.sigmoid(layer.sharpness * (1 - cosine) + layer.offset)
+    return (raised - floor) / (1 - floor)
+
+
+def by_excitation(layer: GazeForm, y: Tensor) -> Tensor:
+    squeezed = y @ layer.squeeze.weight.T
+    return torch.tanh((squeezed[:, 1:] - squeezed[:, :-1]).abs() @ layer.excite.weight.T)
+
+
+def by_sigmoid(layer: GazeForm, y: Tensor) -> Tensor:
+    d = 1 - F.cosine_similarity(y[:, :-1], y[:, 1:], dim=-1)[..., None]
+    return torch.sigmoid(layer.sharpness * d + layer.offset)
+
+
+def fully(_layer: GazeForm, y: Tensor) -> Tensor:
+    return torch.ones_like(y[:, 1:])
+
+
+# Form: what its m is, and its output at a frame, without bias.
+REFERENCES: dict[str, tuple[Callable, Callable]] = {
+    "modulated": (by_cosine, neighbours),
+    "mixed": (by_cosine, mixed),
+    "difference": (by_cosine, difference),
+    "difference-3d": (fully, difference),
+    "gated": (by_cosine, gated),
+    "gated-2d": (by_cosine, gated_2d),
+    "excitation": (by_excitation, gated),
+    "sigmoid": (by_sigmoid, neighbours),
+    "inverse": (lambda layer, y: 1 - by_cosine(layer, y), neighbours),
+}
+
+
+class TestForms:
+    @pytest.mark.parametrize("name", REFERENCES)
+    def test_equals_a_loop_over_its_formula(self, name):
+        layer, y = form_of(name), features()
+        opened, formula = REFERENCES[name]
+        m = opened(layer, y)
+        torch.testing.assert_close(layer.modulation(y).expand_as(m), m)
+        frames = [formula(layer, y, m, t) + layer.bias for t in range(y.shape[1])]
+        torch.testing.assert_close(layer(y), torch.stack(frames, 1))
+
+    def test_every_form_is_tested(self):
+        assert set(REFERENCES) | {"random"} == set(FORMS)
+
+    @pytest.mark.parametrize("name", FORMS)
+    def test_one_frame_is_a_2d_convolution(self, name):
+        layer, y = form_of(name), features(frames=1)
+        kernel = layer.flat if name == "mixed" else layer.weight[:, :, 1]
+        if name in ("gated", "excitation"):
+            kernel = layer.weight.sum(2)
+        torch.testing.assert_close(layer(y)[:, 0], tap(y[:, 0], kernel) + layer.bias)
+        assert layer.modulation(y) is None
+
+    @pytest.mark.parametrize("name", FORMS)
+    def test_gradients(self, name):
+        y = features(frames=3, batch=1).requires_grad_()
+        assert torch.autograd.gradcheck(form_of(name), (y,), fast_mode=True)
+
+    @pytest.mark.parametrize("name", FORMS)
+    def test_order_of_frames(self, name):
+        layer, y = form_of(name), features()
+        backwards = layer(y.flip(1)).flip(1)
+        moved = (layer(y) - backwards).abs().max()
+        # Gating alone has no direction.
+        assert (moved < 1e-12) == (name == "gated-2d")
+
+    # The others open their temporal taps to what zeros lie beyond the ends of a clip.
+    @pytest.mark.parametrize("name", sorted(set(FORMS) - {"sigmoid", "inverse"}))
+    def test_a_still_clip_is_seen_as_its_frame(self, name):
+        layer = form_of(name)
+        still = features()[:, :1].expand(-1, 4, -1, -1, -1)
+        torch.testing.assert_close(layer(still), layer(still[:, :1]).expand_as(still))
+
+    def test_differences_fully_open_are_a_3d_convolution_of_another_kernel(self):
+        layer, y = form_of("difference-3d"), features(frames=5)
+        past, centre, future = layer.weight.unbind(2)
+        kernel = torch.stack([past, centre - past - future, future], dim=2)
+        expected = volume(y, kernel) + layer.bias
+        torch.testing.assert_close(layer(y)[:, 1:-1], expected[:, 1:-1])
+
+    @pytest.mark.parametrize("similarity", ["position", "frame"])
+    def test_random_has_the_values_of_the_clip_at_other_places(self, similarity):
+        layer, y = form_of("random", similarity=similarity), features(frames=7)
+        d, found = SIMILARITIES[similarity](y), layer.listen(y)
+        torch.testing.assert_close(found.flatten(1).sort().values, d.flatten(1).sort().values)
+        assert (found != d).float().mean() > 0.5
+        torch.testing.assert_close(layer.listen(y[1:]), found[1:])
+        torch.testing.assert_close(layer.dissimilarity(y), frame_dissimilarity(y))
+
+
+class TestListening:
+    def test_pooled_is_the_cosine_of_mean_features(self):
+        y = features()
+        d = SIMILARITIES["pooled"](y)
+        mean = y.mean((2, 3))
+        expected = 1 - F.cosine_similarity(mean[:, :-1], mean[:, 1:], dim=-1)
+        torch.testing.assert_close(d[:, :, 0, 0, 0], expected)
+
+    def test_centred_is_the_cosine_about_the_mean_of_the_clip(self):
+        # Beside features a hundred times as large the constant that guards them is none.
+        y = 100 * features() + 1000
+        centred = y - y.flatten(1, 3).mean(1)[:, None, None, None]
+        expected = 1 - F.cosine_similarity(centred[:, :-1], centred[:, 1:], dim=-1)
+        torch.testing.assert_close(
+            SIMILARITIES["centred"](y)[..., 0], expected, atol=1e-5, rtol=1e-4
+        )
+        assert frame_dissimilarity(y).max() < 0.1 * expected.mean()
+
+    def test_relative_is_a_tenth_in_the_mean_however_much_moves(self):
+        y = features()
+        d = SIMILARITIES["relative"](y)
+        assert d.mean((1, 2, 3, 4)) == pytest.approx(0.1, rel=2e-3)
+        cosine = frame_dissimilarity(y)
+        torch.testing.assert_close(d[0, ..., 0] / d[0].mean(), cosine[0] / cosine[0].mean())
+
+    def test_excess_is_what_exceeds_the_mean(self):
+        y = features()
+        d, cosine = SIMILARITIES["excess"](y)[0, ..., 0], frame_dissimilarity(y)[0]
+        calm = cosine <= cosine.mean()
+        assert 0.2 < calm.double().mean() < 0.8
+        assert torch.equal(d == 0, calm)
+        expected = 0.1 * (cosine / cosine.mean() - 1)
+        torch.testing.assert_close(d[~calm], expected[~calm], rtol=3e-3, atol=0)
+
+    def test_channels_make_up_the_cosine_of_normalised_features(self):
+        y = F.layer_norm(features(dim=64), (64,))
+        d = SIMILARITIES["channel"](y)
+        assert d.shape == (2, 3, 5, 3, 64)
+        torch.testing.assert_close(d.mean(-1), frame_dissimilarity(y), atol=1e-4, rtol=1e-4)
+
+    @pytest.mark.parametrize("similarity", SIMILARITIES)
+    @pytest.mark.parametrize("content", ["textured", "uniform"])
+    def test_a_still_clip_has_no_dissimilarity(self, similarity, content):
+        y = features()[:, :1].expand(-1, 4, -1, -1, -1).float()
+        if content == "uniform":
+            y = y[:, :, :1, :1].expand_as(y)
+        layer = form_of("modulated", similarity=similarity, sharpness=30).float()
+        assert layer.dissimilarity(y).shape == (2, 3, 5, 3)
+        assert layer.dissimilarity(y).abs().max() < 1e-4
+        assert layer.modulation(y).abs().max() < 1e-3
+
+    def test_one_modulation_per_frame_is_the_mean_over_positions(self):
+        y = features()
+        layer = form_of("modulated", modulation="frame")
+        found = layer.modulation(y)
+        assert found.shape == (2, 3, 1, 1, 4)
+        torch.testing.assert_close(found[:, :, 0, 0], by_cosine(layer, y).mean((2, 3)))
+        pooled = form_of("modulated", similarity="frame").modulation(y)
+        assert not torch.allclose(found, pooled)
+
+    @pytest.mark.parametrize(
+        ("channels", "learnt", "entries"),
+        [("own", 2, 4), ("log", 2, 4), ("shared", 2, 1), ("fixed", 0, 1)],
+    )
+    def test_whose_sharpness_and_offset(self, channels, learnt, entries):
+        layer = FORMS["modulated"](4, Listening(channels=channels, sharpness=15))
+        names = dict(layer.named_parameters()).keys() - {"weight", "bias"}
+        assert len(names) == learnt
+        assert layer.slope().shape == layer.offset.shape == (entries,)
+        torch.testing.assert_close(layer.slope(), torch.full((entries,), 15.0))
+        y = features().float()
+        expected = modulation(
+            frame_dissimilarity(y), torch.full((4,), 15.0), torch.full((4,), -2.0)
+        )
+        torch.testing.assert_close(layer.modulation(y).expand_as(expected), expected)
+        if channels == "log":
+            layer.init_weights()
+            layer(y).sum().backward()
+            assert layer.log_sharpness.grad.abs().min() > 0
+
+    @pytest.mark.parametrize(("option", "value"), [("sharpness", 60), ("offset", -4)])
+    def test_where_they_start(self, option, value):
+        gaze = small_model(**{option: value}).stages[1][0].gaze
+        assert type(gaze) is MDConv, "its kernels still serve"
+        assert set(getattr(gaze, option).tolist()) == {value}
+
+
+class TestListeningToTheStem:
+    @pytest.mark.parametrize("similarity", ["position", "pooled"])
+    def test_blocks_hear_the_stem_averaged_onto_their_grid(self, similarity):
+        model = small_model(listens="stem", similarity=similarity)
+        clip = torch.randn(2, 3, 6, 32, 64)
+        with torch.no_grad():
+            _, maps = model.forward_with_maps(clip)
+            d = SIMILARITIES[similarity](model.stem(clip))[..., 0]
+        coarse = d if similarity == "pooled" else F.avg_pool2d(d, 4)
+        expected = coarse.expand_as(maps["stage3.block1"].gaze)
+        torch.testing.assert_close(maps["stage3.block1"].gaze, expected)
+        gaze = model.stages[2][0].gaze
+        m = modulation(coarse, gaze.sharpness, gaze.offset)
+        torch.testing.assert_close(maps["stage3.block1"].profiles["m"], m.mean((2, 3, 4)))
+
+    def test_gradients_pass_through_what_is_heard(self):
+        model = small_model(listens="stem", stem="patch")
+        # The stem's norm forgets scale, so the sum of its features is no loss.
+        model(torch.randn(2, 3, 6, 32, 32)).square().sum().backward()
+        assert model.stem.proj.weight.grad.abs().sum() > 0
+
+    def test_copies_do_not_share_what_they_hear(self):
+        model = small_model(listens="stem")
+        clip = torch.randn(1, 3, 4, 32, 32)
+        expected = model(clip)
+        twin = copy.deepcopy(model)
+        torch.testing.assert_close(twin(clip), expected)
+        assert twin.heard is twin.stages[0][0].gaze.heard
+        assert twin.heard is not model.heard
+
+    def test_token_selection_is_refused(self):
+        keep = {"time": [{"before": 1, "ratio": 0.5}]}
+        model = small_model(listens="stem", token_selection=keep)
+        with pytest.raises(UsageError, match="listens") as caught:
+            model(torch.randn(1, 3, 8, 32, 32))
+        assert "token selection" in caught.value.why
+
+
+class TestGlance:
+    def test_rotary_against_complex_numbers(self):
+        grid, pairs = (3, 4, 5), 8
+        angles = rotary_angles(grid, pairs, torch.device("cpu"))
+        tokens = torch.randn(2, 60, 3, 2 * pairs)
+        found = rotate(tokens, angles)
+        for number, (t, row, column) in enumerate(
+            (t, row, column) for t in range(3) for row in range(4) for column in range(5)
+        ):
+            turn = [t * 100 ** -(i / 4) for i in range(4)]
+            turn += [row * 100 ** -(i / 2) for i in range(2)]
+            turn += [column * 100 ** -(i / 2) for i in range(2)]
+            pair = torch.complex(tokens[:, number, :, :pairs], tokens[:, number, :, pairs:])
+            turned = pair * torch.polar(torch.ones(pairs), torch.tensor(turn))
+            expected = torch.cat([turned.real, turned.imag], dim=-1)
+            torch.testing.assert_close(found[:, number], expected, atol=1e-5, rtol=1e-5)
+
+    def test_rotary_attention_depends_on_distance_alone(self):
+        """Equal features everywhere: the score of two cells is that of two others as far apart, on
+        another grid too.
+        """
+        layer = GlanceForm(32, 2, 1, Choices(position="rotary"))
+        token = torch.randn(32)
+
+        def scores(t, h, w):
+            qkv = layer.project(token.expand(1, t, h, w, 32))
+            query, key, _ = split_heads(qkv, 2)
+            return (query @ key.transpose(-2, -1)).view(2, t, h, w, t, h, w)
+
+        small, large = scores(3, 4, 4), scores(5, 6, 7)
+        torch.testing.assert_close(
+            small[:, :2, :3, :3, 1:, 1:, 1:], large[:, 1:3, 2:5, 3:6, 2:4, 3:6, 4:7]
+        )
+        assert small.std() > 1e-4 * small.abs().mean()
+
+    def test_rotary_leaves_values_alone(self):
+        layer, plain = (
+            GlanceForm(32, 1, 1, Choices(position="rotary")),
+            SoDA(32, 1, 1, position=False),
+        )
+        plain.load_state_dict(layer.state_dict())
+        y = torch.randn(2, 2, 3, 3, 32)
+        ours, expected = layer.project(y), plain.project(y)
+        torch.testing.assert_close(ours[..., 64:], expected[..., 64:])
+        torch.testing.assert_close(ours[:, 0], expected[:, 0])
+        assert not torch.allclose(ours[:, 1:, :64], expected[:, 1:, :64])
+
+    def test_no_encoding_does_not_know_where_a_token_lies(self):
+        layer = GlanceForm(8, 2, 1, Choices(position="none"))
+        y = torch.randn(1, 2, 3, 3, 8)
+        torch.testing.assert_close(layer(y.flip(1, 3)), layer(y).flip(1, 3))
+        assert layer.position is None
+
+    def test_strided_pooling_starts_as_the_average_and_is_a_strided_convolution(self):
+        layer = GlanceForm(6, 1, 2, Choices(pooling="strided"))
+        layer.init_weights()
+        y = torch.randn(2, 3, 4, 6, 6)
+        averaged = y.unflatten(2, (2, 2)).unflatten(4, (3, 2)).mean((3, 5))
+        images = y.flatten(0, 1).permute(0, 3, 1, 2)
+        expected = averaged.flatten(0, 1).permute(0, 3, 1, 2)
+        torch.testing.assert_close(layer.pool(images), expected)
+        nn.init.normal_(layer.reduction.weight)
+        images = torch.randn(2, 6, 5, 6)
+        padded = torch.cat([images, images[:, :, -1:]], dim=2)
+        expected = F.conv2d(padded, layer.reduction.weight, stride=2, groups=6)
+        torch.testing.assert_close(layer.pool(images), expected)
+
+    def test_nearest_repeats_each_cell(self):
+        layer = GlanceForm(4, 1, 4, Choices(interpolation="nearest"))
+        images = torch.randn(2, 4, 2, 3)
+        expected = images.repeat_interleave(4, 2).repeat_interleave(4, 3)
+        assert torch.equal(layer.unpool(images), expected)
+
+
+class TestBlock:
+    def test_without_glance_there_is_no_attention(self):
+        model = small_model(glance="none")
+        assert not any("qkv" in name or "glance" in name for name, _ in model.named_parameters())
+        block, y = model.stages[0][0], torch.randn(1, 4, 6, 6, 32)
+        torch.testing.assert_close(block.look(y), block.gaze(y))
+        clip = torch.randn(1, 3, 4, 32, 32)
+        with pytest.raises(UsageError, match="no Glance"):
+            glance_of(model, clip, "rollout", ["stage1.block1"], reduction_of(NAME, {}))
+
+    def test_without_gaze_there_is_no_convolution_of_it(self):
+        model = small_model(gaze="none")
+        assert not any("gaze" in name for name, _ in model.named_parameters())
+        block, y = model.stages[0][0], torch.randn(1, 4, 6, 6, 32)
+        torch.testing.assert_close(block.look(y), block.glance(y))
+
+    def test_split_gives_each_path_half_of_the_channels(self):
+        block = small_model(fusion="split").stages[2][0]
+        assert block.gaze.weight.shape[0] == block.glance.qkv.in_features == 64
+        assert block.glance.heads == 2
+        y = torch.randn(1, 3, 4, 4, 128)
+        seen = block.look(y)
+        torch.testing.assert_close(seen[..., :64], block.glance(y[..., :64]))
+        torch.testing.assert_close(seen[..., 64:], block.gaze(y[..., 64:]))
+
+    def test_split_costs_as_much(self):
+        with torch.device("meta"):
+            clip = torch.zeros(1, 3, 16, 48, 48)
+            costs = {
+                fusion: observe(small_model(fusion=fusion), clip).multiply_adds
+                for fusion in ("sum", "split")
+            }
+        assert costs["split"] == pytest.approx(costs["sum"], rel=0.05)
+
+    def test_learnt_scales_start_at_one_and_scale_their_path(self):
+        block = small_model(fusion="learnt").stages[1][0]
+        y = torch.randn(1, 3, 4, 4, 64)
+        glance, gaze = block.glance(y), block.gaze(y)
+        torch.testing.assert_close(block.look(y), glance + gaze)
+        with torch.no_grad():
+            block.glance_scale.fill_(2.0)
+            block.gaze_scale[0] = -1.0
+        expected = 2 * glance + gaze
+        expected[..., 0] = 2 * glance[..., 0] - gaze[..., 0]
+        torch.testing.assert_close(block.look(y), expected)
+        assert "stages.1.0.glance_scale" in small_model(fusion="learnt").no_weight_decay()
+
+    def test_the_projection_starts_as_a_rotation_before_the_gaze_alone(self):
+        block = small_model(gaze_projection="linear").stages[0][0]
+        y = torch.randn(1, 3, 4, 4, 32)
+        weight, bias = block.gaze_projection.weight, block.gaze_projection.bias
+        torch.testing.assert_close(weight @ weight.T, torch.eye(32), atol=1e-5, rtol=0)
+        expected = block.glance(y) + block.gaze(y @ weight.T + bias)
+        torch.testing.assert_close(block.look(y), expected)
+
+
+class TestTheWhole:
+    @pytest.mark.parametrize(
+        "choices",
+        [
+            {"gaze": "difference", "similarity": "relative"},
+            {"gaze": "gated", "similarity": "centred"},
+            {"listens": "stem", "position": "rotary"},
+            {"similarity": "channel", "pooling": "strided"},
+        ],
+        ids=words,
+    )
+    def test_a_still_clip_stays_still(self, choices):
+        model = small_model(**choices)
+        frame = torch.randn(1, 3, 1, 48, 40)
+        _, maps = model.forward_with_maps(frame.expand(-1, -1, 8, -1, -1))
+        for found in maps.values():
+            assert found.gaze.abs().max() < 1e-3
+            assert found.profiles["m"].abs().max() < 1e-2
+
+    @pytest.mark.parametrize(
+        "choices",
+        [
+            {"gaze": "mixed"},
+            {"gaze": "excitation", "gaze_projection": "linear"},
+            {"fusion": "split", "pooling": "strided", "position": "rotary"},
+            {"glance": "none", "listens": "stem"},
+        ],
+        ids=words,
+    )
+    def test_costs_are_counted_and_two_counters_agree(self, choices):
+        model = small_model(**choices)
+        clip = torch.zeros(1, 3, 4, 32, 32)
+        found, seen = count_multiply_adds(model, clip), observe(model, clip)
+        assert found.products == seen.multiply_adds
+        assert found.by_module["stages"] > 0
+
+    def test_parameters(self):
+        own = count_parameters(small_model("ogreg-n"))
+        channels = 32 + 64 + 3 * 128 + 256
+        assert count_parameters(small_model(gaze="none")) == own - channels * (27 + 1 + 2)
+        assert count_parameters(small_model(gaze="mixed")) == own + channels * 9
+        assert count_parameters(small_model(position="none")) == own - channels * (27 + 1)
+        assert count_parameters(small_model(channels="fixed")) == own - 2 * channels
+
+
+@pytest.mark.parametrize(
+    ("options", "what"),
+    [
+        ({"glance": "none", "gaze": "none"}, "both 'none'"),
+        ({"gaze": "3d", "sharpness": 60}, "sharpness=60"),
+        ({"gaze": "2d", "similarity": "frame"}, "similarity='frame'"),
+        ({"gaze": "none", "fusion": "split"}, "fusion='split'"),
+        ({"gaze": "excitation", "channels": "shared"}, "channels='shared'"),
+        ({"glance": "none", "position": "rotary"}, "position='rotary'"),
+        ({"similarity": "pooled", "modulation": "frame"}, "modulation='frame'"),
+        ({"similarity": "channel", "listens": "stem"}, "listens='stem'"),
+        ({"strides": (1, 1, 1, 1), "pooling": "strided"}, "pooling='strided'"),
+    ],
+)
+def test_choices_that_would_change_nothing_are_refused(options, what):
+    with pytest.raises(UsageError, match=what) as caught:
+        small_model(**options)
+    assert caught.value.why
+    assert "out of the recipe" in caught.value.fix
+
+
+@pytest.mark.parametrize(
+    ("option", "value"), [("sharpness", 7), ("sharpness", "30"), ("gaze", "4d"), ("offset", True)]
+)
+def test_values_that_there_are_not(option, value):
+    with pytest.raises(UsageError, match=f"model option {option}"):
+        small_model(**{option: value})
