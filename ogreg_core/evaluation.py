@@ -100,13 +100,12 @@ def score_views(
     device = next(model.parameters()).device
     batch, count = views.shape[:2]
     parts = []
-    chunks = views.flatten(0, 1).split(_VIEWS_AT_ONCE)
-    known = times is not None
-    whens = times.flatten(0, 1).split(_VIEWS_AT_ONCE) if known else [None] * len(chunks)
-    for chunk, when in zip(chunks, whens, strict=True):
-        clip = to_input(chunk.to(device, non_blocking=True), mean, std)
+    clips, when = views.flatten(0, 1), None if times is None else times.flatten(0, 1)
+    for start in range(0, batch * count, _VIEWS_AT_ONCE):
+        part = slice(start, start + _VIEWS_AT_ONCE)
+        clip = to_input(clips[part].to(device, non_blocking=True), mean, std)
         with autocast(device, precision), _matmul_precision(precision):
-            logits = logits_of(model, clip, when)
+            logits = logits_of(model, clip, None if when is None else when[part])
         parts.append(logits.float().softmax(dim=-1))
     return torch.cat(parts).unflatten(0, (batch, count)).mean(dim=1).cpu()
 

@@ -53,6 +53,8 @@ class Row(Table):
 
     @model_validator(mode="after")
     def _fair(self) -> Row:
+        if "," in self.name:
+            raise ValueError(f"row {self.name!r}: commas stand between names in --rows")
         for change in self.changes:
             key = change.partition("=")[0]
             if key.startswith(_SHARED):
@@ -136,7 +138,7 @@ class Study(Table):
 def builtin_studies() -> dict[str, Path]:
     """The studies that come with the package, by name."""
     folder = next(iter(builtin_recipes().values())).parent / "evidence"
-    return {path.stem: path for path in sorted(folder.glob("*.toml")) if path.stem != "base"}
+    return {path.stem: path for path in sorted(folder.glob("*.toml"))}
 
 
 def load_study(path: str) -> tuple[str, Path, Study]:

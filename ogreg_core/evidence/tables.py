@@ -91,13 +91,15 @@ def terminal_tables(summary: Summary) -> list[TerminalTable]:
     # One control fits beside the rest.
     columns = (*_TERMINAL, *summary.study.controls[:1])
     for facts in summary.data:
-        rows, notes = [], []
+        rows = []
+        concerned: dict[str, list[str]] = {}
         for row in summary.study.rows:
             cells = _entries(summary, row, facts)
             cells["model"] = _Entry(short(row.name, _NAME_COLUMNS))
             rows.append(tuple(cells[name].text for name in columns))
-            reasons = dict.fromkeys(cells[name].note for name in columns if cells[name].note)
-            notes += [f"{row.name}: {reason}" for reason in reasons]
+            for reason in dict.fromkeys(cells[name].note for name in columns if cells[name].note):
+                concerned.setdefault(reason, []).append(row.name)
+        notes = [f"{_list(names)}: {reason}" for reason, names in concerned.items()]
         title = f"{facts.name}: top-1 in %, difference to {short(summary.study.reference)}"
         right = tuple(range(1, len(columns)))
         tables.append(TerminalTable(title, columns, tuple(rows), right, tuple(notes)))
@@ -119,6 +121,8 @@ def _caption(summary: Summary, facts: DataFacts) -> str:
     """On what, and on which terms."""
     study, recipe = summary.study, summary.recipe
     weights = f"from {_escape(recipe.init.weights)}" if recipe.init.weights else "from scratch"
+    if recipe.init.linear == "fan-in":
+        weights += " with linear layers spread by 1 / sqrt(inputs)"
     optimizer = _OPTIMIZERS[recipe.train.optimizer]
     views = recipe.eval.clips * recipe.eval.crops
     rates = ", ".join(f"{lr:g}" for lr in study.tuning.lrs)
@@ -387,8 +391,8 @@ def _signed(value: float) -> str:
     return "0.0" if text in ("+0.0", "-0.0") else text.replace("-", "−")
 
 
-def _list(numbers: Iterable[int]) -> str:
-    return ", ".join(str(number) for number in numbers)
+def _list(things: Iterable[object]) -> str:
+    return ", ".join(map(str, things))
 
 
 def _seeds(seeds: Sequence[int]) -> str:

@@ -175,14 +175,17 @@ def _circumstances(means: Means) -> dict[str, Any]:
 
 def _fit(trainer: Trainer) -> float:
     """Train to the end; seconds of the whole training: of the processor where that is what trains, for
-    machines are shared, and by the clock on other devices. Of a resumed training in proportion.
+    machines are shared, and by the clock on other devices. Of a resumed training in proportion; of one
+    that had only its tests to go, by the clock.
     """
     on_cpu = trainer.step.device.type == "cpu" and trainer.loader.num_workers == 0
     clock = time.process_time if on_cpu else time.perf_counter
     before, start = clock(), trainer.position.step
     trainer.fit()
     steps = trainer.position.step
-    return (clock() - before) * steps / (steps - start) if steps > start else 0.0
+    if steps == start:
+        return trainer.position.seconds
+    return (clock() - before) * steps / (steps - start)
 
 
 def _scores(trainer: Trainer, splits: Splits) -> SavedScores:

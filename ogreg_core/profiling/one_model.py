@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from ogreg_core.errors import OutOfMemory, is_out_of_memory
+from ogreg_core.models.frame_times import given_times
 from ogreg_core.profiling.clip_work import ClipWork, clip_work
 from ogreg_core.profiling.counting import count_parameters
 from ogreg_core.profiling.memory import PeakMeter
@@ -190,7 +191,10 @@ def profile_model(
     model.to(device)
     counts = count_costs(subject, model)
     modules = module_costs(model, counts.flops, counts.seen, settings.depth)
-    clip = clip_work(model, subject.clip(1, device)) if subject.real is not None else None
+    clip = None
+    if subject.real is not None:
+        with given_times(model, subject.times):
+            clip = clip_work(model, subject.clip(1, device))
     params = count_parameters(model)
     with compiling(settings.compile):
         if settings.compile:

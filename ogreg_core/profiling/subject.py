@@ -50,6 +50,7 @@ class Subject:
         checkpoint: file of its weights; empty for freshly initialised ones.
         views: how a video is tested.
         real: a clip to run on, normalised ``[1, 3, T, H, W]``; None for random numbers.
+        times: when its frames appear, seconds, ``[1, T]``.
     """
 
     model: str
@@ -60,6 +61,7 @@ class Subject:
     checkpoint: str = ""
     views: ViewCount = field(default_factory=ViewCount)
     real: Tensor | None = None
+    times: Tensor | None = None
 
     @classmethod
     def fresh(
@@ -92,8 +94,9 @@ class Subject:
         subject = cls(info.model, info.options, len(info.labels), *shape, checkpoint, views)
         if clip is not None:
             # The centre view, which every protocol contains or stands around.
-            pixels = read_views(clip, info.views(clips=1, crops=1)).views
-            subject = replace(subject, real=to_input(pixels, info.mean, info.std))
+            found = read_views(clip, info.views(clips=1, crops=1))
+            real = to_input(found.views, info.mean, info.std)
+            subject = replace(subject, real=real, times=found.times)
         return subject, built
 
     @property

@@ -73,6 +73,19 @@ def test_score_with_its_protocol_and_expectations(checkpoint, seven, ogreg, tmp_
     assert json.loads((tmp_path / "two/status.json").read_text())["code"] == 1
 
 
+def test_other_rates_are_named_in_the_report(checkpoint, seven, ogreg):
+    """Also by the option's other name."""
+    command = ["eval", checkpoint, "--data", seven, "--device", "cpu", "--workers", "0"]
+    done = ogreg(*command, "--json", "--out", "half", "--frames-as", "half")
+    assert done.returncode == 0
+    document = json.loads(done.stdout)
+    assert document["protocol"].endswith("crop 32, at half rate (2 frames)")
+    assert (document["frame_order"], document["frames"]) == ("half", 2)
+    done = ogreg(*command, "--frame-order", "third")
+    assert done.returncode == 2
+    assert "irregular" in done.stderr
+
+
 def test_a_video_that_breaks_off_leaves_its_reason(checkpoint, seven, ogreg, tmp_path):
     """Not one video can be read: the folder says so; nothing is reported."""
     lines = (seven / "val.csv").read_text().splitlines(keepends=True)

@@ -9,7 +9,7 @@ import pytest
 from safetensors.torch import load_file
 
 from tests.cli.test_errors import check
-from tests.core.evidence.test_evidence_runner import RECIPE, STUDY
+from tests.core.evidence.test_evidence_runner import RECIPE, STUDY, four_classes
 
 
 @pytest.fixture
@@ -21,9 +21,10 @@ def study(tmp_path: Path) -> Path:
 
 
 def test_a_figure_is_repeated_by_an_ordinary_training(ogreg, study, demo_root, tmp_path):
+    data = four_classes(tmp_path / "four", demo_root)
     out = tmp_path / "evidence"
     done = ogreg(
-        *("evidence", study, demo_root, "--out", out, "--rows", "conv", "--seeds", "1"),
+        *("evidence", study, data, "--out", out, "--rows", "conv", "--seeds", "1"),
         *("--jobs", "1", "--json"),
     )
     assert done.returncode == 0, done.stderr
@@ -32,20 +33,21 @@ def test_a_figure_is_repeated_by_an_ordinary_training(ogreg, study, demo_root, t
     for name in ("stems.md", "stems.json", "stems.png", "results.jsonl"):
         assert (out / name).is_file()
 
-    (run,) = (out / "runs" / "demo").iterdir()
+    (run,) = (out / "runs" / "four").iterdir()
     alone = ogreg(
         *("train", run / "recipe.toml", "--workers", "0", "--out", tmp_path / "alone"),
         OMP_NUM_THREADS="1",
     )
     assert alone.returncode == 0, alone.stderr
     ours, theirs = (
-        load_file(folder / "checkpoints" / "last.safetensors") for folder in (run, tmp_path / "alone")
+        load_file(folder / "checkpoints" / "last.safetensors")
+        for folder in (run, tmp_path / "alone")
     )
     assert ours.keys() == theirs.keys()
     assert all((ours[name] == theirs[name]).all() for name in ours)
 
     # --report trains nothing, not even what is missing.
-    looked = ogreg("evidence", study, demo_root, "--out", out, "--report")
+    looked = ogreg("evidence", study, data, "--out", out, "--report")
     assert looked.returncode == 0, looked.stderr
     assert "patch" in looked.stdout
     assert len((out / "results.jsonl").read_text().splitlines()) == 2

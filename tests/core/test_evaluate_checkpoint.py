@@ -57,7 +57,7 @@ def report(demo_root, tmp_path) -> EvaluationReport:
         (("uniform", 16), (64, 72, 1), "shuffled", "16 uniform, 4x1 views, short side 72, crop 64, frames shuffled"),
         (("uniform", 16), (64, 64, 1), "half", "16 uniform, 4x1 views, short side 64, at half rate (8 frames)"),
         (("dense", 32, 2), (224, 224, 3), "double", "32x2, 4x3 views, short side 224, at double rate (64 frames)"),
-        (("uniform", 16), (64, 64, 1), "irregular", "16 uniform, 4x1 views, short side 64, at irregular rate (16 frames)"),
+        (("uniform", 8), (64, 64, 1), "irregular", "8 uniform, 4x1 views, short side 64, at irregular rate (8 frames)"),
     ],
 )  # fmt: skip
 def test_protocol(sampling, crops, control, text):

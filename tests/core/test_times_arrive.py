@@ -263,27 +263,29 @@ def invented(times: Tensor | None) -> TrainBatch:
 
 
 @pytest.mark.parametrize("kind", ["mixup", "cutmix"])
-def test_mixed_clips_keep_the_times_of_the_larger_share(arrived, kind):
+def test_mixed_clips_keep_the_times_of_the_larger_share(kind):
     """Against the share of white in what the model is given, of black and white clips."""
-    settings = replace(
-        SETTINGS, mixing=Mixing(**{kind: 1.0}, smoothing=0.1), mean=(0,) * 3, std=(1,) * 3
-    )
-    step = make_step(settings)
+    mixing = Mixing(**{kind: 1.0}, smoothing=0.1)
+    step = make_step(replace(SETTINGS, mixing=mixing, mean=(0,) * 3, std=(1,) * 3))
     times = torch.arange(4.0)[:, None] + torch.rand(4, FRAMES)
     batch = invented(times)
     batch.clips[:2], batch.clips[2:] = 255, 0
-    given: list[Tensor] = []
-    step.model.register_forward_pre_hook(lambda _module, given_: given.append(given_[0].clone()))
+    given: list[tuple[Tensor, Tensor]] = []
+
+    def note(clips: Tensor, times: Tensor) -> Tensor:
+        given.append((clips, times))
+        return torch.zeros(4, 2)
+
+    step._forward = note  # type: ignore[assignment]
     own: set[bool] = set()
     for number in range(40):
-        step([batch], 0, number)
+        step._loss(batch, 0, number, 0)
+        clips, found = given[-1]
         # Clips 0 and 1 are white, their partners 3 and 2 black.
-        kept = bool(given[-1][0].mean() > 0.5)
+        kept = bool(clips[0].mean() > 0.5)
         own.add(kept)
-        assert torch.equal(arrived[-1], times if kept else times.flip(0))
-        if len(own) == 2:
-            return
-    raise AssertionError("no draw has given the partner the larger share")
+        assert torch.equal(found, times if kept else times.flip(0))
+    assert own == {True, False}
 
 
 def test_unknown_times_are_those_of_the_reference_rate(arrived):
@@ -315,5 +317,4 @@ def test_asking_for_the_shares_changes_no_draw():
     settings = replace(SETTINGS, mixing=Mixing(mixup=0.8, cutmix=1.0))
     timing, counting = make_step(settings), make_step(settings, position="rotary")
     batch = invented(torch.arange(FRAMES).expand(4, -1) / 16)
-    for number in range(3):
-        assert timing([batch], 0, number) == counting([batch], 0, number)
+    assert timing([batch], 0, 0) == counting([batch], 0, 0)

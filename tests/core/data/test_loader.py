@@ -53,6 +53,7 @@ def test_samples_do_not_depend_on_workers_or_restarts(demo_root):
     for found in (batches(demo_root, workers=3), batches(demo_root, workers=1)):
         for expected, batch in zip(reference, found, strict=True):
             assert all(torch.equal(a, b) for a, b in zip(expected[:4], batch[:4], strict=True))
+            assert torch.equal(expected.times, batch.times)
     resumed = batches(demo_root, workers=0, start=3)
     for (a, _, ia, *_), (b, _, ib, *_) in zip(reference[3:], resumed, strict=True):
         assert torch.equal(a, b)
@@ -79,8 +80,10 @@ def test_views_are_clips_times_crops(demo_root):
     alone = load_views(manifest, manifest.rows[0], Views(SAMPLING, 2, TestCrops(32, 40, 1)))
     assert torch.equal(found[1], alone[0])
     assert torch.equal(found[4], alone[1])
-    batch, labels, indices, unreadable = next(iter(test_loader(ViewDataset(manifest, views), 3, 0)))
+    loader = test_loader(ViewDataset(manifest, views), 3, 0)
+    batch, labels, indices, unreadable, times = next(iter(loader))
     assert batch.shape == (3, 6, 3, 4, 32, 32)
+    assert times.shape == (3, 6, 4)
     assert unreadable == ()
     assert indices.tolist() == [0, 1, 2]
     assert labels.tolist() == [row.label for row in manifest.rows[:3]]

@@ -9,6 +9,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from ogreg_core.data.manifest import load_manifest, write_dataset
 from ogreg_core.errors import Interrupted, UsageError
 from ogreg_core.evaluate_checkpoint import evaluate_checkpoint
 from ogreg_core.evidence import training
@@ -27,7 +28,7 @@ frames = 4
 size = 32
 short_side = 32
 [train]
-batch_size = 16
+batch_size = 8
 [model]
 name = "ogreg-n"
 options = { strides = [2, 1, 1, 1] }
@@ -35,12 +36,12 @@ options = { strides = [2, 1, 1, 1] }
 STUDY = """
 title = "Two stems"
 recipe = "shared.toml"
-clips = 48
+clips = 16
 seeds = [0]
 reference = "conv"
 [tuning]
 lrs = [1e-3, 2e-3]
-clips = 32
+clips = 8
 held_out = 0.34
 [[rows]]
 name = "conv"
@@ -54,14 +55,30 @@ lr_of = "conv"
 """
 
 
+def four_classes(folder, source):
+    """A data set of the first four classes of another one: 12 videos to train on, 8 to test."""
+    manifests = {split: load_manifest(source, split) for split in ("train", "val")}
+    train = manifests["train"]
+    write_dataset(
+        folder,
+        dataset="four",
+        video_root=train.root,
+        labels=train.labels[:4],
+        splits={name: [r for r in m.rows if r.label < 4] for name, m in manifests.items()},
+        version="0",
+    )
+    return folder
+
+
 @pytest.fixture
 def plan_in(tmp_path, demo_root):
+    four_classes(tmp_path / "four", demo_root)
     (tmp_path / "shared.toml").write_text(RECIPE)
     (tmp_path / "stems.toml").write_text(STUDY)
     _, recipe, study = load_study(str(tmp_path / "stems.toml"))
 
     def plan(out, rows=(), seeds=()):
-        return Plan(study, recipe, [DataSet.open(demo_root)], tmp_path / out, rows, seeds)
+        return Plan(study, recipe, [DataSet.open(tmp_path / "four")], tmp_path / out, rows, seeds)
 
     return plan
 
@@ -77,17 +94,17 @@ def learnt(result):
 
 
 def test_every_row_gets_the_same_budget_and_the_rate_that_did_best_on_held_out_videos(
-    plan_in, demo_root, tmp_path
+    plan_in, tmp_path
 ):
     plan = plan_in("out")
     results = run(plan)
-    tuning = [result for result in results if result.dataset == "demo-tuning"]
-    tests = [result for result in results if result.dataset == "demo"]
+    tuning = [result for result in results if result.dataset == "four-tuning"]
+    tests = [result for result in results if result.dataset == "four"]
     assert len(tuning) == 4  # two rows choose, of two rates
     assert len(tests) == 3
-    assert {result.clips for result in tests} == {48}
+    assert {result.clips for result in tests} == {16}
     assert all(result.is_done and result.params and result.gmacs for result in results)
-    assert all(len(bits) == 32 for result in tests for bits in result.right.values())
+    assert all(len(bits) == 8 for result in tests for bits in result.right.values())
     assert not any("data.root" in change for result in results for change in result.changes)
 
     ended = plan.results()
@@ -102,7 +119,7 @@ def test_every_row_gets_the_same_budget_and_the_rate_that_did_best_on_held_out_v
 
     found = evaluate_checkpoint(
         conv.folder / "checkpoints" / "last.safetensors",
-        data=demo_root,
+        data=tmp_path / "four",
         split="val",
         clips=1,
         crops=1,
@@ -159,13 +176,13 @@ def test_a_failure_is_listed_and_the_others_go_on(plan_in, monkeypatch):
     assert [result.reason for result in failed] == ["ValueError: no such luck"] * 2
     assert sum(result.is_done for result in results) == 3
     # Without a rate there is nothing to test; the report says so.
-    assert summary_of("stems", plan).cell("patch", "demo").missing
+    assert summary_of("stems", plan).cell("patch", "four").missing
 
     assert len(run(plan)) == len(results)
     monkeypatch.setattr(training, "build_trainer", build)
     again = run(plan, retry=True)
     assert len(again) == len(results) + 3
-    assert summary_of("stems", plan).cell("patch", "demo").mean is not None
+    assert summary_of("stems", plan).cell("patch", "four").mean is not None
 
 
 def test_two_studies_do_not_share_a_folder_at_a_time(plan_in):

@@ -43,6 +43,7 @@ def test_a_study_names_its_recipe_relative_to_itself(write, tmp_path):
     [
         (HEAD + ROW + ROW, "called the same: a"),
         (HEAD.replace('reference = "a"', 'reference = "b"') + ROW, "no row 'b'"),
+        (HEAD + ROW.replace('"a"', '"a, b"'), "commas stand between"),
         (HEAD + ROW + 'lr_of = "c"\n', "no row 'c'"),
         (HEAD + ROW + 'lr = 0.1\nlr_of = "a"\n', "both lr and lr_of"),
         (HEAD.replace("seeds = [0, 1]", "seeds = [100]") + ROW, "seed 100 is the tuning's"),

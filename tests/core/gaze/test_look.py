@@ -9,7 +9,7 @@ import torch
 from ogreg_core.checkpoint import CheckpointInfo
 from ogreg_core.data.loader import load_views
 from ogreg_core.data.sampling import ClipSampling
-from ogreg_core.datasets import demo
+from ogreg_core.datasets import demo_scene
 from ogreg_core.errors import UsageError, VideoError
 from ogreg_core.gaze import (
     Query,
@@ -61,19 +61,19 @@ def lone_shape(motion: str, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """A clip of the demo whose background stands still, and where its shape is: ``[T, H, W]``."""
     rng = np.random.default_rng(seed)
     frames, size = 32, 112
-    shape, backdrop = demo._shape(rng), demo._texture(rng, 4)
+    shape, backdrop = demo_scene.random_shape(rng), demo_scene.noise_texture(rng, 4)
     axis = (np.arange(size) + 0.5) / size * 2 - 1
     x, y = np.meshgrid(axis, axis)
-    still = (0.08 + 0.3 * demo._sample(backdrop, x, y))[..., None] * rng.uniform(0.3, 1, 3)
+    still = (0.08 + 0.3 * demo_scene.sample(backdrop, x, y))[..., None] * rng.uniform(0.3, 1, 3)
     white = replace(shape, texture=np.ones((256, 256)), tint=np.ones(3))
     clip = np.empty((frames, size, size, 3), np.uint8)
     places = np.zeros((frames, size, size), bool)
-    tracks = demo._poses(motion, rng, np.linspace(0, 1, frames))
+    tracks = demo_scene.poses(motion, rng, np.linspace(0, 1, frames))
     for t in range(frames):
         image, outline = still.copy(), np.zeros_like(still)
         for track in tracks:
-            demo._draw(image, shape, track[t], x, y)
-            demo._draw(outline, white, track[t], x, y)
+            demo_scene.draw_shape(image, shape, track[t], x, y, 2 / size)
+            demo_scene.draw_shape(outline, white, track[t], x, y, 2 / size)
         clip[t] = np.clip(255 * image, 0, 255)
         places[t] = outline[..., 0] > 0.02
     return clip, places
