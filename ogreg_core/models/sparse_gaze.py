@@ -141,7 +141,7 @@ def smallest_opening(sharpness: Tensor, offset: Tensor, threshold: float) -> Ten
     raised = floor + sharpness.sign() * threshold * (1.0 - floor)
     d = (raised.clamp(0.0, 1.0).logit() - offset) / sharpness
     # a = 0 never opens.
-    return d.nan_to_num(nan=math.inf).where(sharpness != 0, math.inf).amin()
+    return d.where(sharpness != 0, math.inf).amin()
 
 
 # --- a model's blocks ---------------------------------------------------------------------------

@@ -37,10 +37,11 @@ __all__ = [
 # convolution. fvcore's convention leaves them out; listing them keeps the list of uncounted
 # operators meaningful.
 _ELEMENTWISE_NAMES = """
-    abs adaptive_avg_pool3d add add_ addcmul addcmul_ amax amin avg_pool2d avg_pool3d clamp_min cos cosine_similarity div div_
-    dropout_ exp expand_as fill_ gelu index_select linalg_vector_norm max_pool2d max_pool3d mean mul mul_ ne neg new_ones pad
-    pow randperm repeat repeat_interleave rsub sigmoid sin softmax sort sqrt square sub sub_ sum tanh tensor_split
-    unfold upsample_bicubic2d view_as
+    abs adaptive_avg_pool3d add_ add addcmul_ addcmul amax amin avg_pool2d avg_pool3d clamp_min cos
+    cosine_similarity div div_ dropout_ exp expand_as fill_ gelu index_select linalg_vector_norm
+    max_pool2d max_pool3d mean mul_ mul ne neg new_ones pad pow randperm repeat repeat_interleave
+    rsub sigmoid sin softmax sort sqrt square sub_ sub sum tanh tensor_split unfold
+    upsample_bicubic2d view_as
 """
 _ELEMENTWISE = frozenset(f"aten::{name}" for name in _ELEMENTWISE_NAMES.split())
 # What fvcore calls matrix products and convolutions, and ours.

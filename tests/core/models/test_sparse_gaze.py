@@ -9,6 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from ogreg_core.errors import UsageError
 from ogreg_core.models.mdconv import MDConv, depthwise_tap, modulated_conv, modulation
@@ -19,7 +20,6 @@ from ogreg_core.models.sparse_gaze import (
     sparse_gaze,
     sparse_modulated_conv,
 )
-from ogreg_core.profiling import count_multiply_adds
 
 STRIDES = (4, 2, 1, 1)
 
@@ -78,9 +78,9 @@ def moving_square() -> Tensor:
 
 
 class TestConvolution:
-    @settings(max_examples=25, deadline=None)
+    @settings(max_examples=15, deadline=None)
     @given(
-        shape=st.tuples(*[st.integers(1, n) for n in (2, 4, 5, 5, 3)]),
+        shape=st.tuples(*[st.integers(1, n) for n in (2, 4, 3, 4, 2)]),
         threshold=st.sampled_from([0.0, 0.3, 0.7, 0.95, 2.0]),
         seed=st.integers(0, 99),
     )
@@ -207,19 +207,24 @@ class TestModel:
         assert block.multiply_adds == 24 * 2 * 9 * 2
         assert work.share == pytest.approx(4 / 36)
 
-    def test_dense_work_is_what_fvcore_counts(self):
-        model, clip = small_model(), torch.randn(1, 3, 8, 32, 32)
-        counted = count_multiply_adds(model, clip).by_module
-        with torch.inference_mode(), sparse_gaze(model, 1.0) as work:
-            model(clip)
-        for name, block in work.blocks.items():
-            # Four token frames are three pairs: the 2-D tap runs four times, each of the others three.
-            assert block.dense_multiply_adds == counted[name] * 6 / 10
+    def test_dense_work_is_what_torch_counts(self):
+        gaze, y = MDConv(3), torch.randn(2, 4, 5, 6, 3)
+        counts = []
+        for m in (torch.ones(1), None):
+            with torch.no_grad(), FlopCounterMode(display=False) as counter:
+                modulated_conv(y, gaze.weight, m, gaze.bias)
+            counts.append(counter.get_total_flops() // 2)
+        gaze.init_weights()
+        with torch.no_grad(), sparse_gaze(gaze, 0.0) as work:
+            gaze(y)
+        assert work.dense_multiply_adds == counts[0] - counts[1]
+        assert work.multiply_adds == work.dense_multiply_adds
 
     def test_more_is_skipped_the_higher_the_threshold(self):
-        model, clip = small_model(), torch.randn(1, 3, 8, 32, 32)
+        model = small_model()
+        clip = torch.randn(1, 3, 1, 32, 32) + 0.2 * torch.randn(1, 3, 8, 32, 32)
         executed = []
-        for threshold in (0.0, 0.3, 0.6, 1.0):
+        for threshold in (0.0, 0.1, 0.3, 1.0):
             with torch.inference_mode(), sparse_gaze(model, threshold) as work:
                 model(clip)
             executed.append(work.multiply_adds)
