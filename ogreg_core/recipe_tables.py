@@ -53,7 +53,8 @@ class DataTable(Table):
     """Which videos, and how a clip is taken from one."""
 
     dataset: str = Field(
-        "", description="name that `ogreg prepare` remembers; demo and demo-hard are rendered if missing"
+        "",
+        description="name that `ogreg prepare` remembers; demo and demo-hard are rendered if missing",
     )
     root: str = Field(
         "", description="folder of the prepared data set; empty: where `ogreg prepare` put it"

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from ogreg_core.devices import pick_device
-from ogreg_core.errors import Interrupted, OgregError
+from ogreg_core.errors import Interrupted, OgregError, UsageError
 from ogreg_core.evaluate_checkpoint import open_evaluation
 from ogreg_core.evaluation import ranks
 from ogreg_core.evidence.results import Identity, Result
@@ -118,6 +118,8 @@ def run_job(job: Job, means: Means) -> Result:
 
 def _train_and_test(job: Job, means: Means) -> Result:
     loaded = job.load()
+    if loaded.recipe.experiment_sha256 != job.identity.experiment:
+        raise UsageError(f"{job.recipe} has changed since the study was started")
     splits = load_splits(loaded.recipe, job.data)
     run = RunFolder(job.folder)
     run.path.mkdir(parents=True, exist_ok=True)

@@ -22,7 +22,7 @@ from ogreg_core.recipe import Recipe
 def summary(rows: int, sets: int = 1, seeds: int = 3, spread: float = 2.5) -> Summary:
     """Made-up results; every third row is ours, every other one has a stem of its own."""
     rng = np.random.default_rng(rows)
-    names = [f"{'OG-ReG' if n % 3 == 0 else 'Peer'}, variant ${n}$" for n in range(rows)]
+    names = [f"{'OG-ReG' if n % 3 == 0 else 'Peer'} variant ${n}$" for n in range(rows)]
     study = Study(
         title="Every model at one size",
         recipe="base.toml",
@@ -153,8 +153,8 @@ def test_what_is_not_drawn_is_noted():
     cells = list(found.cells)
     cells[0] = replace(cells[0], top1s={0: 50.0, 2: 52.0}, missing={1: "not finished yet"})
     notes = [t.get_text() for t in evidence_figure(replace(found, cells=tuple(cells))).texts]
-    assert "set1: no result yet of Peer, variant $1$" in notes
-    assert "set0: not all seeds yet of OG-ReG, variant $0$ (2 of 3)" in notes
+    assert "set1: no result yet of Peer variant $1$" in notes
+    assert "set0: not all seeds yet of OG-ReG variant $0$ (2 of 3)" in notes
 
 
 def test_a_data_set_without_results_has_no_panel():

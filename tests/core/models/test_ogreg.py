@@ -18,7 +18,7 @@ from ogreg_core.models.mdconv import (
     modulated_conv,
     modulation,
 )
-from ogreg_core.models.ogreg import SoDA, build_ogreg
+from ogreg_core.models.ogreg import OGReG, OGReGConfig, SoDA, Stage, build_ogreg
 from ogreg_core.models.weights import initialise
 
 SMALL = {"strides": (4, 2, 1, 1)}
@@ -286,7 +286,9 @@ class TestModel:
 
     @pytest.mark.slow
     def test_compile_and_export_give_the_same_logits(self):
-        model = small_model()
+        # Compiling takes its time for each block; one of each kind is enough.
+        torch.manual_seed(1)
+        model = OGReG(OGReGConfig((Stage(16, 1, 2, 2), Stage(32, 1, 2, 1))), 7).eval()
         clip = torch.randn(1, 3, 4, 32, 32)
         with torch.no_grad():
             expected = model(clip)
