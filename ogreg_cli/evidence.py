@@ -19,18 +19,23 @@ if TYPE_CHECKING:
 
 EXAMPLES = (
     "Examples: ogreg evidence models data/demo-hard ~/depth | "
-    "ogreg evidence ablations data/demo-hard --rows 'OG-ReG,2-D' --seeds 0 | "
+    "ogreg evidence ablations data/demo-hard --rows 'OG-ReG,Gaze 2-D' --seeds 0 | "
     "ogreg evidence my-study.toml ~/videos --report"
 )
 
 
 def evidence(
     study: Annotated[
-        str, typer.Argument(help="TOML file, or the name of a built-in study.", metavar="STUDY")
+        str,
+        typer.Argument(
+            help="models, ablations, tokens, frame-times, or a TOML file.", metavar="STUDY"
+        ),
     ],
     data: Annotated[
         list[Path],
-        typer.Argument(help="Folders of prepared data sets; rates are tuned on the first."),
+        typer.Argument(
+            help="Folders of prepared data sets; rates are tuned on the first.", metavar="DATA..."
+        ),
     ],
     out: Annotated[
         Path, typer.Option("--out", "-o", help="Folder of results and runs, shared by studies.")
@@ -51,9 +56,7 @@ def evidence(
         ),
     ] = None,
     device: Device = "auto",
-    retry: Annotated[
-        bool, typer.Option("--retry", help="Run those again that failed, as far as they got.")
-    ] = False,
+    retry: Annotated[bool, typer.Option("--retry", help="Run those again that failed.")] = False,
     report: Annotated[
         bool, typer.Option("--report", help="Train nothing; report what there is.")
     ] = False,

@@ -265,7 +265,7 @@ def _run(
         result = job.failed(outcome.detail) if isinstance(outcome, Lost) else outcome
         append_result(plan.results_file, result)
         done += 1
-        on_progress(Note(_sentence(job, result)))
+        on_progress(Note(f"{task} {done}/{in_all}: {_sentence(job, result)}"))
         on_progress(Progress(task, done, in_all))
 
 
