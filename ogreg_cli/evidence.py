@@ -71,7 +71,7 @@ def evidence(
 
     name, recipe, found = load_study(study)
     wanted = _names(rows, [row.name for row in found.rows])
-    numbers = _numbers(seeds)
+    numbers = _numbers(seeds, found.tuning.seed)
     if report and retry:
         raise UsageError("--report and --retry exclude each other", why="--report trains nothing")
     loading()
@@ -99,11 +99,15 @@ def _names(text: str | None, known: list[str]) -> list[str]:
     return names
 
 
-def _numbers(text: str | None) -> list[int]:
+def _numbers(text: str | None, tuning: int) -> list[int]:
     try:
-        return [int(part) for part in text.split(",")] if text else []
+        numbers = [int(part) for part in text.split(",")] if text else []
     except ValueError:
         raise UsageError(f"--seeds {text!r} are no numbers", fix="--seeds 0,1,2") from None
+    if len(set(numbers)) < len(numbers) or tuning in numbers:
+        why = f"each counts once, and {tuning} is the tuning's own"
+        raise UsageError(f"--seeds {text} cannot be used", why=why, fix="--seeds 0,1,2")
+    return numbers
 
 
 def _refuse_same(sets: list[Any]) -> None:
@@ -142,7 +146,8 @@ def _report(name: str, plan: Plan, json: bool) -> None:
 
     summary = summary_of(name, plan)
     command = _repeating()
-    files = write_report(summary, plan.out, name, command)
+    whole = plan.rows == plan.study.rows and set(plan.seeds) >= set(plan.study.seeds)
+    files = write_report(summary, plan.out, name if whole else f"{name}-part", command)
     if json:
         emit_json(summary.document(command))
         return

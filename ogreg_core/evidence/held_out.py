@@ -7,7 +7,7 @@ from collections import defaultdict
 from pathlib import Path
 
 from ogreg_core import __version__
-from ogreg_core.data.manifest import Manifest, Row, load_manifest, write_dataset
+from ogreg_core.data.manifest import Row, load_manifest, read_dataset_info, write_dataset
 from ogreg_core.errors import DataError
 
 __all__ = ["hold_out", "split_rows"]
@@ -18,7 +18,7 @@ def split_rows(rows: tuple[Row, ...], share: float) -> tuple[list[Row], list[Row
 
     Args:
         rows: of a training split.
-        share: held out of each class, at least one video where it has two.
+        share: held out of each class, at least one video where it has two, and never all.
 
     Returns:
         those to train on, and those held out, in manifest order.
@@ -29,35 +29,50 @@ def split_rows(rows: tuple[Row, ...], share: float) -> tuple[list[Row], list[Row
     held: set[str] = set()
     for members in by_class.values():
         members.sort(key=lambda row: hashlib.sha256(row.path.encode()).hexdigest())
-        count = max(1, round(share * len(members))) if len(members) > 1 else 0
+        count = min(max(1, round(share * len(members))), len(members) - 1)
         held |= {row.path for row in members[:count]}
     return [row for row in rows if row.path not in held], [row for row in rows if row.path in held]
 
 
 def hold_out(data: Path, folder: Path, share: float) -> Path:
-    """Write the manifest of a data set whose validation split is held out of another's training split.
+    """A data set whose validation split is held out of another's training split; its manifest is written
+    once, so that who looks while others train changes nothing.
 
     Args:
         data: prepared data set; its validation split is left alone.
-        folder: for the new manifest; its name becomes that of the data set.
+        folder: in which the new manifest gets a folder of its own.
         share: held out of each class.
+
+    Returns:
+        the new manifest's folder.
 
     Raises:
         DataError: no class has two videos.
     """
-    train: Manifest = load_manifest(data, "train")
+    train = load_manifest(data, "train")
+    target = folder / f"{train.sha256[:12]}-{share:g}"
+    if (target / "dataset.json").is_file():
+        return target
     kept, held = split_rows(train.rows, share)
     if not held:
-        raise DataError(f"{data} has no class with two training videos", why="none can be held out")
-    names = {train.labels[a]: train.labels[b] for a, b in train.mirror.items()}
+        raise DataError(
+            f"{data} has no class with two training videos",
+            why="learning rates are tuned on videos held out of the training split",
+            fix="give each row its lr in the study",
+        )
     write_dataset(
-        folder,
-        dataset=folder.name,
+        target,
+        dataset=f"{train.dataset}-tuning",
         video_root=train.root.resolve(),
         labels=train.labels,
         splits={"train": kept, "val": held},
-        mirror=names,
-        options={"held_out_of": train.sha256, "share": share},
+        mirror={train.labels[a]: train.labels[b] for a, b in train.mirror.items()},
+        options={
+            # Among others, whether its videos may lie outside its folder.
+            **read_dataset_info(data)["options"],
+            "held_out_of": train.sha256,
+            "share": share,
+        },
         version=__version__,
     )
-    return folder
+    return target

@@ -120,8 +120,10 @@ def _facts(summary: Summary, panels: Sequence[tuple[DataFacts, Sequence[Cell]]])
 
 
 def _hollow_rows(summary: Summary) -> set[str]:
-    """Rows whose note says that their stem is their own, other than the one that rows share."""
-    return {row.name for row in summary.study.rows if "own stem" in row.note.lower()}
+    """Rows that begin with another stem than the convolutional one, where notes tell of it."""
+    rows = summary.study.rows
+    sharing = {row.name for row in rows if "conv stem" in row.note.lower()}
+    return {row.name for row in rows} - sharing if sharing else set()
 
 
 def _notes(summary: Summary) -> Iterator[str]:

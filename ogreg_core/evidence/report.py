@@ -51,13 +51,15 @@ def _tests(plan: Plan, data: DataSet, results: Mapping[Identity, Result]) -> Tes
 
 
 def _tuned(choice: Choice) -> Tuned:
+    if choice.row.lr_of:
+        return Tuned(choice.row.name, choice.data.name, choice.lr)
     accuracies = {lr: r.top1() if r.is_done else None for lr, r in choice.tried.items()}
     return Tuned(choice.row.name, choice.data.name, choice.lr, accuracies)
 
 
 def _failures(choice: Choice) -> Iterator[Failure]:
     for lr, result in choice.tried.items():
-        if not result.is_done:
+        if not result.is_done and not choice.row.lr_of:
             seed = result.identity.seed
             yield Failure(choice.row.name, result.dataset, seed, lr, result.reason)
 

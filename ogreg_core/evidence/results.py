@@ -84,7 +84,7 @@ class Result:
 
 def append_result(file: Path, result: Result) -> None:
     """Write one line, in one call and flushed to the disk; a line that a kill cut off makes way."""
-    line = json.dumps({"schema": SCHEMA, **asdict(result)}, ensure_ascii=False)
+    line = json.dumps({"schema": SCHEMA, **asdict(result)})
     with open(file, "ab+") as out:
         out.seek(0)
         before = out.read()
@@ -102,7 +102,7 @@ def read_results(file: Path) -> list[Result]:
     """
     if not file.exists():
         return []
-    lines = file.read_text(encoding="utf-8").splitlines()
+    lines = file.read_bytes().rstrip(b"\n").split(b"\n")
     found = []
     for number, line in enumerate(lines, 1):
         try:
@@ -111,7 +111,10 @@ def read_results(file: Path) -> list[Result]:
             if number == len(lines):
                 break
             raise DataError(
-                f"{file} cannot be read", where=f"line {number}", why=str(error)
+                f"{file} cannot be read",
+                where=f"line {number}",
+                why=str(error),
+                fix="take that line out of it",
             ) from error
     return found
 
@@ -125,5 +128,10 @@ def _parse(values: dict[str, Any]) -> Result:
 
 
 def latest(results: Iterable[Result]) -> dict[Identity, Result]:
-    """The last line of each training: a failure that was tried again counts by its last try."""
-    return {result.identity: result for result in results}
+    """The last line of each training that ended with a score, of the others the last one."""
+    found: dict[Identity, Result] = {}
+    for result in results:
+        before = found.get(result.identity)
+        if before is None or result.is_done or not before.is_done:
+            found[result.identity] = result
+    return found

@@ -5,12 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
 from ogreg_core.data.manifest import Manifest, load_manifest
-from ogreg_core.errors import Interrupted, UsageError
+from ogreg_core.data.sampling import check_rate
+from ogreg_core.errors import EnvironmentFault, Interrupted, UsageError
 from ogreg_core.evidence.held_out import hold_out
 from ogreg_core.evidence.results import Identity, Result, append_result, latest, read_results
 from ogreg_core.evidence.study import Row, Study
@@ -20,10 +21,13 @@ from ogreg_core.processes import Lost, run_isolated
 from ogreg_core.progress import Note, Progress, ProgressCallback
 from ogreg_core.recipe import Recipe, load_recipe
 from ogreg_core.signals import StopRequest
+from ogreg_core.training.assemble import sampling_of
 
 __all__ = ["RESULTS_FILE", "Choice", "DataSet", "Plan", "run_study"]
 
 RESULTS_FILE = "results.jsonl"
+# A budget is met if so many times too many or too few clips are seen at most.
+_NEAR = 1.25
 
 
 @dataclass(frozen=True)
@@ -91,6 +95,28 @@ class Plan:
         self.rows = [row for row in study.rows if not rows or row.name in rows]
         self.seeds = tuple(seeds or study.seeds)
         self._held_out: dict[str, DataSet] = {}
+        for item in data:
+            self._check(item)
+
+    def _check(self, data: DataSet) -> None:
+        """Refuse what would only show when the first training is over.
+
+        Raises:
+            UsageError: no whole number of epochs is near the budget, or a control asks for frames that
+                clips of the recipe do not have.
+        """
+        recipe = self.shared_recipe()
+        videos, batch = len(data.train.rows), recipe.train.batch_size
+        clips = self.epochs(data) * (videos // batch * batch or videos)
+        if not 1 / _NEAR <= clips / self.study.clips <= _NEAR:
+            raise UsageError(
+                f"the study's budget of {self.study.clips} clips does not fit {data.name}",
+                why=f"an epoch of its {videos} videos sees {videos // batch * batch or videos}",
+                fix="a study of your own with more clips",
+            )
+        for control in self.study.controls:
+            if control in ("half", "double", "irregular"):
+                check_rate(sampling_of(recipe), control)
 
     @property
     def results_file(self) -> Path:
@@ -111,11 +137,12 @@ class Plan:
 
     def held_out(self, data: DataSet) -> DataSet:
         """The data set on which the rates of ``data`` are tuned; its manifest is written."""
-        name = f"{data.name}-tuning"
-        if name not in self._held_out:
-            folder = hold_out(data.folder, self.out / name, self.study.tuning.held_out)
-            self._held_out[name] = DataSet.open(folder)
-        return self._held_out[name]
+        if data.name not in self._held_out:
+            folder = self.out / "tuning" / _slug(data.name)
+            self._held_out[data.name] = DataSet.open(
+                hold_out(data.folder, folder, self.study.tuning.held_out)
+            )
+        return self._held_out[data.name]
 
     def tuned_on(self, data: DataSet) -> DataSet:
         """The data set whose training split tunes the rates for ``data``."""
@@ -132,7 +159,8 @@ class Plan:
 
     def _tuning_job(self, row: Row, data: DataSet, lr: float) -> Job:
         tuning = self.study.tuning
-        return self._job(row, self.held_out(data), tuning.clips, lr, tuning.seed)
+        job = self._job(row, self.held_out(data), tuning.clips, lr, tuning.seed)
+        return replace(job, controls=())
 
     def _chooser(self, row: Row) -> Row:
         """The row whose rate ``row`` takes."""
@@ -175,18 +203,22 @@ class Plan:
     def _job(self, row: Row, data: DataSet, clips: int, lr: float, seed: int) -> Job:
         batch = self.shared_recipe().train.batch_size
         changes = self.study.changes(row, len(data.train.rows), batch, clips, lr)
-        changes += [f"data.root={data.folder}", f"seed={seed}"]
-        recipe = load_recipe(str(self.recipe), changes).recipe
-        experiment = recipe.experiment_sha256
+        changes.append(f"seed={seed}")
+        # Whole, so that the run's recipe can be trained from any folder.
+        where = f"data.root={data.folder.resolve()}"
+        loaded = load_recipe(str(self.recipe), [*changes, where])
+        experiment = loaded.recipe.experiment_sha256
+        identity = Identity(experiment, data.train.sha256, data.val.sha256, seed)
+        place = f"{_slug(data.name)}-{identity.train[:8]}-{identity.val[:8]}"
         name = f"{_slug(row.name)}-{experiment[:8]}-seed{seed}"
         return Job(
-            Identity(experiment, data.train.sha256, data.val.sha256, seed),
+            identity,
             row.name,
-            self.recipe,
+            loaded,
             tuple(changes),
             data.name,
             data.folder,
-            self.out / "runs" / data.name / name,
+            self.out / "runs" / place / name,
             tuple(self.study.controls),
         )
 
@@ -205,17 +237,23 @@ def run_study(
 
     Raises:
         Interrupted: by a signal; trainings under way go on from their last epoch next time.
+        DataError, EnvironmentFault: data or machine are at fault, not a row; nothing is recorded of it.
     """
     plan.out.mkdir(parents=True, exist_ok=True)
+    signal_number = 0
     with _alone(plan.out), StopRequest() as stop:
-        tuning = list(plan.tuning_jobs())
-        _run(plan, tuning, "learning rates", means, retry, stop, on_progress)
-        tests = list(plan.test_jobs(plan.results()))
-        _run(plan, tests, "trainings", means, retry, stop, on_progress)
-    if stop.number:
+        try:
+            tuning = list(plan.tuning_jobs())
+            _run(plan, tuning, "learning rates", means, retry, stop, on_progress)
+            tests = list(plan.test_jobs(plan.results()))
+            _run(plan, tests, "trainings", means, retry, stop, on_progress)
+        except Interrupted as error:
+            # A training in this process, or a worker that heard the signal first.
+            signal_number = error.signal_number
+    if stop.number or signal_number:
         raise Interrupted(
             "stopped; trainings that have ended are recorded",
-            signal_number=stop.number,
+            signal_number=stop.number or signal_number,
             fix=f"{command}   # goes on where it stopped",
         )
 
@@ -251,7 +289,11 @@ def _run(
         return
     known = plan.results()
     # Rows may be one and the same training.
-    waiting = {job.identity: job for job in jobs if not _has_ended(job, known, retry)}
+    waiting = {
+        job.identity: replace(job, known=_scored(known.get(job.identity)))
+        for job in jobs
+        if not _has_ended(job, known, retry)
+    }
     in_all = len({job.identity for job in jobs})
     done = in_all - len(waiting)
     on_progress(Progress(task, done, in_all))
@@ -262,11 +304,30 @@ def _run(
         preload=["ogreg_core.evidence.training"],
         stopping=lambda: stop.number > 0,
     ):
-        result = job.failed(outcome.detail) if isinstance(outcome, Lost) else outcome
+        result = _lost(job, outcome, means) if isinstance(outcome, Lost) else outcome
         append_result(plan.results_file, result)
         done += 1
         on_progress(Note(f"{task} {done}/{in_all}: {_sentence(job, result)}"))
         on_progress(Progress(task, done, in_all))
+
+
+def _lost(job: Job, outcome: Lost, means: Means) -> Result:
+    """The result of a training whose process died.
+
+    Raises:
+        EnvironmentFault: somebody else ended it, which tells nothing of the row.
+    """
+    if outcome.from_outside:
+        raise EnvironmentFault(
+            f"the process that trained {job.row!r} was killed",
+            why="by the system if memory ran out, or by somebody",
+            fix=f"the same command with --jobs {max(1, means.jobs - 1)}; what has ended is kept",
+        )
+    return job.failed("its process died (a crash in a native library)")
+
+
+def _scored(result: Result | None) -> Result | None:
+    return result if result is not None and result.is_done else None
 
 
 def _has_ended(job: Job, known: Mapping[Identity, Result], retry: bool) -> bool:

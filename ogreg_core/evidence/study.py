@@ -15,7 +15,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from ogreg_core.errors import UsageError
 from ogreg_core.models.registry import nearest
-from ogreg_core.recipe import LoadedRecipe, builtin_recipes, load_recipe
+from ogreg_core.recipe import Recipe, builtin_recipes, load_recipe
 from ogreg_core.recipe_tables import Positive, Share, Table
 
 if sys.version_info >= (3, 11):
@@ -55,10 +55,6 @@ class Row(Table):
     def _fair(self) -> Row:
         if "," in self.name:
             raise ValueError(f"row {self.name!r}: commas stand between names in --rows")
-        for change in self.changes:
-            key = change.partition("=")[0]
-            if key.startswith(_SHARED):
-                raise ValueError(f"row {self.name!r} changes {key}, which all rows share")
         if self.lr and self.lr_of:
             raise ValueError(f"row {self.name!r} has both lr and lr_of")
         return self
@@ -69,7 +65,9 @@ class Tuning(Table):
 
     lrs: Annotated[list[Rate], Field(min_length=1)] = Field(description="the grid, for all rows")
     clips: Positive = Field(description="seen by each training of the grid")
-    held_out: Share = Field(0.25, description="share of each class's training videos")
+    held_out: Annotated[float, Field(gt=0, lt=1)] = Field(
+        0.25, description="share of each class's training videos"
+    )
     seed: int = Field(100, description="of these trainings, none of the study's seeds")
     each: bool = Field(
         False, description="on each data set by itself; false: on the first, for all of them"
@@ -103,6 +101,8 @@ class Study(Table):
                 raise ValueError(f"there is no row {name!r}; {nearest(name, names) or names}")
         if any(self.row(row.lr_of).lr_of for row in self.rows if row.lr_of):
             raise ValueError("a row takes its rate from one that takes its own from another")
+        if len(set(self.seeds)) < len(self.seeds):
+            raise ValueError("a seed stands twice among the seeds")
         if self.tuning.seed in self.seeds:
             raise ValueError(f"seed {self.tuning.seed} is the tuning's own")
         return self
@@ -159,30 +159,43 @@ def load_study(path: str) -> tuple[str, Path, Study]:
     try:
         values: dict[str, Any] = tomllib.loads(file.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise UsageError(f"study {file} cannot be read", why=str(error)) from error
+        raise UsageError(
+            f"study {file} cannot be read", why=str(error), fix="a built-in one shows how: models"
+        ) from error
     try:
         study = Study.model_validate(values)
     except ValidationError as error:
         problems = [_problem(item) for item in error.errors()]
         raise UsageError(
-            f"{len(problems)} problems in study {file}", why="\n".join(problems)
+            f"{len(problems)} problem{'s' * (len(problems) > 1)} in study {file}",
+            why="\n".join(problems),
+            fix="a built-in one shows how: models",
         ) from error
     recipe = file.parent / study.recipe
+    shared = load_recipe(str(recipe)).recipe
     for row in study.rows:
-        check_row(study, row, recipe)
+        _check_row(study, row, recipe, shared)
     return file.stem, recipe, study
 
 
-def check_row(study: Study, row: Row, recipe: Path) -> LoadedRecipe:
-    """The row's recipe for a data set of a hundred videos, which shows whether it is one at all.
+def _check_row(study: Study, row: Row, recipe: Path, shared: Recipe) -> None:
+    """Refuse a row that is no recipe, or that is trained on other terms than the rest.
 
     Raises:
-        UsageError: the recipe refuses the row's changes.
+        UsageError: says which row and why.
     """
     try:
-        return load_recipe(str(recipe), study.changes(row, 100, 10, 100, study.tuning.lrs[0]))
+        own = load_recipe(str(recipe), row.changes).recipe
     except UsageError as error:
-        raise UsageError(f"row {row.name!r}: {error.what}", why=error.why) from error
+        raise UsageError(f"row {row.name!r}: {error.what}", why=error.why, fix=error.fix) from error
+    before, after = shared.flat(), own.flat()
+    changed = [key for key in after if key.startswith(_SHARED) and after[key] != before[key]]
+    if changed:
+        raise UsageError(
+            f"row {row.name!r} changes {', '.join(changed)}",
+            why="all rows share them",
+            fix=f"change them in {recipe}, for all rows",
+        )
 
 
 def _problem(item: Any) -> str:

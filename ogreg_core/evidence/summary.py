@@ -123,19 +123,28 @@ class Difference:
         points: top-1 of the row less that of the reference, in percent points.
         low, high: 95 % interval of it, over seeds and videos.
         p: of the sign-flip test over videos.
-        seeds: that both have.
+        by_seed: the difference of each seed that both have, in percent points.
     """
 
     points: float
     low: float
     high: float
     p: float
-    seeds: tuple[int, ...]
+    by_seed: Mapping[int, float]
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        """That both have."""
+        return tuple(self.by_seed)
 
     @property
     def is_clear(self) -> bool:
-        """Whether the test and the interval both say that there is one."""
-        return self.p < SIGNIFICANT and (self.low > 0 or self.high < 0)
+        """Whether the test and the interval say that there is one, and every seed says the same: of
+        three seeds an interval sees too little of what others would do.
+        """
+        values = self.by_seed.values()
+        same_way = all(value > 0 for value in values) or all(value < 0 for value in values)
+        return self.p < SIGNIFICANT and (self.low > 0 or self.high < 0) and same_way
 
     @property
     def is_small(self) -> bool:
@@ -283,13 +292,18 @@ def summarise(
         failed = {row: _failed(test, row, study.seeds) for row in names}
         for row in names:
             reference = {} if row == study.reference else done.get(study.reference, {})
+            own = [item for item in tuned if item.row == row and serves(item, test.facts)]
+            hopeless = any(_is_hopeless(item, study) for item in own)
+            waiting = (
+                "cannot start: no rate of the grid could be trained" if hopeless else _UNFINISHED
+            )
             missing = {
-                seed: f"failed: {failed[row][seed].reason}" if seed in failed[row] else _UNFINISHED
+                seed: f"failed: {failed[row][seed].reason}" if seed in failed[row] else waiting
                 for seed in study.seeds
                 if seed not in done[row]
             }
             rates: list[float | None] = [item.lr for item in failed[row].values()]
-            rates += [item.lr for item in tuned if item.row == row and serves(item, test.facts)]
+            rates += [item.lr for item in own]
             cells.append(_cell(row, test.facts.name, done[row], reference, missing, rates))
             lost |= dict.fromkeys(failed[row].values())
             machines |= dict.fromkeys(_machine(result) for result in done[row].values())
@@ -332,10 +346,24 @@ def _failed(test: Tests, row: str, seeds: Sequence[int]) -> dict[int, Failure]:
     }
 
 
+def _is_hopeless(tuned: Tuned, study: Study) -> bool:
+    """Whether all rates were tried, and all failed."""
+    tried = len(tuned.accuracies) == len(study.tuning.lrs)
+    return tried and all(top1 is None for top1 in tuned.accuracies.values())
+
+
 def _machine(result: Result) -> str:
-    """Device and threads, as far as they were recorded."""
-    device, threads = result.made.get("device", "unknown device"), result.made.get("threads")
-    return f"{device}, {threads} thread{'s' * (threads != 1)}" if threads else str(device)
+    """On what a training ran, and with which code, as far as it was recorded; if results of a table differ
+    in it, the report shows all of them.
+    """
+    made = result.made
+    device, threads = made.get("device", "unknown device"), made.get("threads")
+    parts = [f"{device}, {threads} thread{'s' * (threads != 1)}" if threads else str(device)]
+    parts += [f"time of the {made['clock']}"] if "clock" in made else []
+    parts += [str(made["precision"])] if "precision" in made else []
+    parts += [f"torch {made['torch']}"] if "torch" in made else []
+    parts += [f"code {made['source'][:8]}"] if "source" in made else []
+    return ", ".join(parts)
 
 
 def _cell(
@@ -388,7 +416,10 @@ def _difference(first: Mapping[int, Result], second: Mapping[int, Result]) -> Di
     low, high = paired_bootstrap_interval(a, b)
     by_video = b.sum(axis=0) - a.sum(axis=0)
     points = 100.0 * float(by_video.sum()) / a.size
-    return Difference(points, 100 * low, 100 * high, sign_flip_test(by_video.tolist()), seeds)
+    by_seed = 100.0 * (b.mean(axis=1) - a.mean(axis=1))
+    p = sign_flip_test(by_video.tolist())
+    each = dict(zip(seeds, by_seed.tolist(), strict=True))
+    return Difference(points, 100 * low, 100 * high, p, each)
 
 
 def _table(results: Sequence[Result]) -> np.ndarray:
@@ -408,7 +439,7 @@ def _verdict(study: Study, row: str, cells: Sequence[Cell]) -> Verdict:
     differences = [difference for difference in found if difference]
     if not differences or len(differences) < len(found):
         return Verdict(row, "not settled", "the reference was not trained")
-    if len(study.seeds) < LEAST_SEEDS:
+    if min(len(difference.seeds) for difference in differences) < LEAST_SEEDS:
         return Verdict(row, "not settled", "one seed says nothing about others")
     if all(one.is_clear for one in differences):
         if all(one.low > 0 for one in differences):

@@ -133,13 +133,20 @@ def _caption(summary: Summary, facts: DataFacts) -> str:
         f"test `{facts.val_sha256[:_HASH_DIGITS]}`.",
         f"{_frames(summary)}, {recipe.data.size} px, {weights}; tested "
         f"on {views} view{'s' * (views != 1)} after the last epoch.",
-        f"About {thousands(study.clips)} clips seen in {_counted(range(facts.epochs), 'epoch')}, "
+        f"{_seen(summary, facts)} clips seen in {_counted(range(facts.epochs), 'epoch')}, "
         f"batches of {recipe.train.batch_size}, {optimizer} with {100 * study.warmup:g} % of linear "
         f"warm-up and a cosine; seeds {_list(study.seeds)}; learning "
         f"rates from {rates}.",
         *_exceptions(summary),
     ]
     return " ".join(sentences)
+
+
+def _seen(summary: Summary, facts: DataFacts) -> str:
+    """How many clips each training saw; the budget of the study as long as none has ended."""
+    batch = summary.recipe.train.batch_size
+    clips = facts.epochs * (facts.train_videos // batch * batch or facts.train_videos)
+    return thousands(clips)
 
 
 def _frames(summary: Summary) -> str:
@@ -151,7 +158,8 @@ def _frames(summary: Summary) -> str:
 def _exceptions(summary: Summary) -> Iterator[str]:
     """What rows change in the terms of training, as opposed to the model."""
     for row in summary.study.rows:
-        own = [change for change in row.changes if not change.startswith("model.")]
+        terms = ("model.drop_path", "model.dropout")
+        own = [c for c in row.changes if not c.startswith("model.") or c.startswith(terms)]
         if own:
             yield f"{_escape(row.name)}: {_escape(', '.join(own))}."
 
@@ -266,8 +274,7 @@ def _legend(summary: Summary) -> str:
         "GMACs: billions of multiply-adds of one view, a multiply-add counted once. "
         f"Difference to {_escape(summary.study.reference)} in percent points, with a 95 % interval from "
         "a bootstrap over seeds and videos and the p of an exact sign-flip test over videos. "
-        f"{_controls(summary)}Training: median over seeds, in seconds of the processor on a CPU and of the "
-        "clock elsewhere, and times "
+        f"{_controls(summary)}Training: median over seeds, seconds and times "
         f"the reference{f' ({_escape(machines)})' if machines else ''}."
     )
 
@@ -291,9 +298,10 @@ def _verdicts(summary: Summary) -> Iterator[str]:
     yield _table(["model", *names, "verdict"], lines, ("model", "verdict"))
     others = _counted(summary.verdicts, "comparison")
     yield (
-        f"Better or worse: on every data set p < {SIGNIFICANT:g} and an interval that lies on the same "
-        f"side of 0. No clear difference: every interval within ±{MARGIN_POINTS:g} points. Else not "
-        f"settled. The p are not corrected for the {others}."
+        f"Better or worse: on every data set p < {SIGNIFICANT:g}, an interval that lies on one side of 0 "
+        "and every seed on that side, the same on all of them. No clear difference: every interval within "
+        f"±{MARGIN_POINTS:g} points. Else not settled. The p are not corrected for the {others}, and see "
+        "no seeds; the interval sees less of them than other seeds would show."
     )
 
 

@@ -18,9 +18,11 @@ def spread_by_inputs(model: nn.Module) -> None:
 
     Transformers for video draw them with 0.02, which is right for some thousand inputs: layers of 32 to
     256 then pass on so little that training from scratch begins with many epochs at chance. Layers that
-    begin at zero on purpose stay there, and biases as they are.
+    begin at zero on purpose stay there, those with an attribute ``keeps_its_start``, and biases.
     """
     for module in model.modules():
+        if getattr(module, "keeps_its_start", False):
+            continue
         if isinstance(module, nn.Linear) and bool(module.weight.any()):
             spread = 1 / math.sqrt(module.in_features)
             nn.init.trunc_normal_(module.weight, std=spread, a=-2 * spread, b=2 * spread)

@@ -258,6 +258,12 @@ class NoGlance(SoDA):
 # --- the block ----------------------------------------------------------------------------------
 
 
+class _Rotation(nn.Linear):
+    """Begins as one, whatever the start of other linear layers is."""
+
+    keeps_its_start = True
+
+
 class AblatedBlock(Block):
     """Block with another fusion, a projection before the Gaze, or one path only, see
     :class:`Choices`.
@@ -288,7 +294,7 @@ class AblatedBlock(Block):
         self.fusion = choices.fusion
         self.gaze_projection: nn.Linear | None = None
         if choices.gaze_projection == "linear":
-            self.gaze_projection = nn.Linear(dim, dim)
+            self.gaze_projection = _Rotation(dim, dim)
         if choices.fusion == "split":
             # Three maps of C x C to queries, keys and values became three of half the sides.
             saved = 9 * stage.dim // (8 * stage.stride**2)

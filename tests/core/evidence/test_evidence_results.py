@@ -24,11 +24,15 @@ DONE = Result(
 
 def test_what_is_written_is_read_again(tmp_path):
     file = tmp_path / "results.jsonl"
-    failed = replace(DONE, status="failed", reason="ValueError: größer", right={})
+    failed = replace(DONE, status="failed", reason="ValueError: größer\u2028 \x1e", right={})
     for result in (failed, DONE):
         append_result(file, result)
     assert read_results(file) == [failed, DONE]
     assert latest(read_results(file)) == {DONE.identity: DONE}
+    # A score stays, whatever becomes of a later try.
+    assert latest([DONE, failed]) == {DONE.identity: DONE}
+    again = replace(DONE, lr=2e-3)
+    assert latest([DONE, again]) == {DONE.identity: again}
     assert DONE.top1() == 75.0
     assert DONE.top1("middle") == 0.0
     assert read_results(tmp_path / "none.jsonl") == []

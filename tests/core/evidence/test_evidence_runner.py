@@ -10,16 +10,18 @@ import pytest
 import torch
 
 from ogreg_core.data.manifest import load_manifest, write_dataset
-from ogreg_core.errors import Interrupted, UsageError
+from ogreg_core.errors import DataError, EnvironmentFault, Interrupted, UsageError
 from ogreg_core.evaluate_checkpoint import evaluate_checkpoint
-from ogreg_core.evidence import training
+from ogreg_core.evidence import runner, training
 from ogreg_core.evidence.report import summary_of, write_report
 from ogreg_core.evidence.results import read_results
 from ogreg_core.evidence.runner import DataSet, Plan, run_study
 from ogreg_core.evidence.study import load_study
 from ogreg_core.evidence.training import Means
 from ogreg_core.files import lock_file
+from ogreg_core.processes import Lost
 from ogreg_core.progress import Note, ignore_progress
+from ogreg_core.training.step import TrainStep
 
 HERE = Means("cpu", 0, 1, 0)
 RECIPE = """
@@ -55,16 +57,16 @@ lr_of = "conv"
 """
 
 
-def four_classes(folder, source):
-    """A data set of the first four classes of another one: 12 videos to train on, 8 to test."""
+def four_classes(folder, source, classes=4):
+    """A data set of the first classes of another one; of four: 12 videos to train on, 8 to test."""
     manifests = {split: load_manifest(source, split) for split in ("train", "val")}
     train = manifests["train"]
     write_dataset(
         folder,
         dataset="four",
         video_root=train.root,
-        labels=train.labels[:4],
-        splits={name: [r for r in m.rows if r.label < 4] for name, m in manifests.items()},
+        labels=train.labels[:classes],
+        splits={name: [r for r in m.rows if r.label < classes] for name, m in manifests.items()},
         version="0",
     )
     return folder
@@ -143,22 +145,85 @@ def test_every_row_gets_the_same_budget_and_the_rate_that_did_best_on_held_out_v
     assert "ogreg evidence stems" in text
 
 
-def test_what_was_interrupted_goes_on_to_the_same_end(plan_in):
+def test_what_was_interrupted_goes_on_to_the_same_end(plan_in, monkeypatch):
     whole = [learnt(result) for result in run(plan_in("whole", ["conv"], [0]))]
     plan = plan_in("parts", ["conv"], [0])
-    ended = []
 
     def stop_after_one(event):
         if isinstance(event, Note):
-            ended.append(event)
             os.kill(os.getpid(), signal.SIGINT)
 
-    for _ in range(3):
-        with pytest.raises(Interrupted) as caught:
-            run(plan, on_progress=stop_after_one)
-        assert "goes on" in caught.value.fix
-    assert len(ended) == 3
-    assert [replace(learnt(result)) for result in run(plan)] == whole
+    with pytest.raises(Interrupted) as caught:
+        run(plan, on_progress=stop_after_one)
+    assert "goes on" in caught.value.fix
+    assert len(read_results(plan.results_file)) == 1
+
+    step = TrainStep.__call__
+
+    def signalled(self, parts, epoch, number):
+        """In the second epoch of the training that counts."""
+        if (epoch, number) == (1, 0):
+            monkeypatch.setattr(TrainStep, "__call__", step)
+            os.kill(os.getpid(), signal.SIGTERM)
+        return step(self, parts, epoch, number)
+
+    monkeypatch.setattr(TrainStep, "__call__", signalled)
+    with pytest.raises(Interrupted) as caught:
+        run(plan)
+    assert "goes on" in caught.value.fix
+    assert "ogreg train" not in caught.value.fix
+    assert len(read_results(plan.results_file)) == 2
+    assert [learnt(result) for result in run(plan)] == whole
+
+
+def test_controls_that_are_missing_are_tested_without_training_again(plan_in, monkeypatch):
+    plan = plan_in("out", ["conv"], [0])
+    run(plan)
+    plan.study = plan.study.model_copy(update={"controls": ["reversed"]})
+    monkeypatch.setattr(training, "build_trainer", None)  # nobody needs it
+    (*_, before, after) = run(plan)
+    assert after.right.keys() == {"none", "shuffled", "middle", "reversed"}
+    assert replace(after, right=before.right) == before
+    assert len(run(plan)) == 4
+
+
+def test_what_is_no_fault_of_a_row_ends_the_study_and_is_not_recorded(plan_in, tmp_path):
+    plan = plan_in("out", ["conv"], [0])
+    # The data set is prepared again under the study.
+    four_classes(tmp_path / "four", load_manifest(tmp_path / "four", "train").root, classes=3)
+    with pytest.raises(DataError, match="has changed since"):
+        run_study_tests(plan)
+    assert not plan.results_file.exists()
+    killed = Lost("crash", "the process died (signal 9)", from_outside=True)
+    with pytest.raises(EnvironmentFault, match="was killed"):
+        runner._lost(next(plan.tuning_jobs()), killed, HERE)
+    crashed = runner._lost(next(plan.tuning_jobs()), Lost("crash", "signal 11"), HERE)
+    assert (crashed.status, crashed.reason) == (
+        *("failed", "its process died (a crash in a native library)"),
+    )
+
+
+def run_study_tests(plan):
+    """One training that counts, at a rate that nobody tuned."""
+    job = plan._job(plan.rows[0], plan.data[0], 16, 1e-3, 0)
+    return training.run_job(job, HERE)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"clips": 5}, "does not fit four"),
+        ({"clips": 28, "controls": ["double"]}, ""),
+    ],
+)
+def test_a_budget_that_no_epochs_meet_is_refused(plan_in, changes, words):
+    plan = plan_in("out")
+    study = plan.study.model_copy(update=changes)
+    if not words:
+        assert Plan(study, plan.recipe, plan.data, plan.out)
+        return
+    with pytest.raises(UsageError, match=words):
+        Plan(study, plan.recipe, plan.data, plan.out)
 
 
 def test_a_failure_is_listed_and_the_others_go_on(plan_in, monkeypatch):
@@ -176,7 +241,12 @@ def test_a_failure_is_listed_and_the_others_go_on(plan_in, monkeypatch):
     assert [result.reason for result in failed] == ["ValueError: no such luck"] * 2
     assert sum(result.is_done for result in results) == 3
     # Without a rate there is nothing to test; the report says so.
-    assert summary_of("stems", plan).cell("patch", "four").missing
+    summary = summary_of("stems", plan)
+    assert summary.cell("patch", "four").missing == {
+        0: "cannot start: no rate of the grid could be trained"
+    }
+    # Of the row that failed, and not of others.
+    assert {failure.row for failure in summary.failures} == {"patch"}
 
     assert len(run(plan)) == len(results)
     monkeypatch.setattr(training, "build_trainer", build)

@@ -48,6 +48,9 @@ def test_a_study_names_its_recipe_relative_to_itself(write, tmp_path):
         (HEAD + ROW + 'lr = 0.1\nlr_of = "a"\n', "both lr and lr_of"),
         (HEAD.replace("seeds = [0, 1]", "seeds = [100]") + ROW, "seed 100 is the tuning's"),
         (HEAD + ROW.replace("model.name=ogreg-n", "train.lr=1"), "changes train.lr"),
+        (HEAD + ROW.replace("model.name=ogreg-n", "data={frames=8}"), "changes data.frames"),
+        (HEAD.replace("seeds = [0, 1]", "seeds = [0, 0]") + ROW, "a seed stands twice"),
+        (HEAD.replace("clips = 20", "clips = 20\nheld_out = 1.0") + ROW, "tuning.held_out"),
         (HEAD + ROW.replace("model.name=ogreg-n", "data.size=64"), "changes data.size"),
         (HEAD + ROW.replace("ogreg-n", "ogreg-x"), "row 'a'"),
         (HEAD + ROW.replace("[[rows]]", "[[rows]]\nheight = 3"), "rows.0.height"),
@@ -59,6 +62,7 @@ def test_what_is_not_fair_or_not_known_is_refused_by_name(write, text, words):
     with pytest.raises(UsageError) as caught:
         load_study(write(text))
     assert words in str(caught.value) + caught.value.why
+    assert caught.value.fix
 
 
 def test_a_name_that_is_no_study_is_refused_with_those_there_are():

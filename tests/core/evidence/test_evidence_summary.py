@@ -156,8 +156,24 @@ def test_clear_needs_both_the_test_and_the_interval():
         *((-9, -1, 0.04, True, False), (-9, 0, 0.04, False, False), (-5, 5, 0.9, False, True)),
         *((-5.1, 2, 0.9, False, False), (-2, 5.1, 0.9, False, False), (0.5, 4, 0.01, True, True)),
     ):
-        difference = Difference((low + high) / 2, low, high, p, (0, 1, 2))
+        middle = (low + high) / 2
+        difference = Difference(middle, low, high, p, {0: middle, 1: middle, 2: middle})
         assert (difference.is_clear, difference.is_small) == (clear, small)
+
+
+def test_clear_needs_every_seed():
+    assert Difference(5, 1, 9, 0.01, {0: 9.0, 1: 5.0, 2: 1.0}).is_clear
+    assert not Difference(5, 1, 9, 0.01, {0: 12.0, 1: 5.0, 2: -2.0}).is_clear
+
+
+def test_a_grid_that_failed_as_a_whole_is_told():
+    rates = study("other").tuning.lrs
+    hopeless = Tuned("other", "first", None, dict.fromkeys(rates))
+    tests = [OnData(facts(), {"ours": three(90)})]
+    found = summarise("study", study("other"), Recipe(), tests, [hopeless])
+    assert found.cell("other", "first").missing == dict.fromkeys(
+        (0, 1, 2), "cannot start: no rate of the grid could be trained"
+    )
 
 
 def test_a_wide_interval_settles_nothing():

@@ -127,7 +127,7 @@ def test_the_terms_stand_above_the_table(text):
     caption = text.partition("### hard\n\n")[2].partition("\n")[0]
     for words in (
         *("8 classes, 1 400 training and 100 test videos; chance is 12.5 %", "16 uniform frames"),
-        *("48 px, from scratch", "4 000 clips seen in 10 epochs", "batches of 8", "AdamW"),
+        *("48 px, from scratch", "14 000 clips seen in 10 epochs", "batches of 8", "AdamW"),
         *("seeds 0, 1, 2", "0.001, 0.0005, 0.002", "train `0123456789ab`", "test `ffffffffffff`"),
         *("on 1 view", "10 % of linear warm-up", "peer\\_a: train.optimizer=sgd."),
     ):

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ogreg_core.data.manifest import Row, load_manifest
+from ogreg_core.data.manifest import Row, load_manifest, write_dataset
 from ogreg_core.errors import DataError
 from ogreg_core.evidence.held_out import hold_out, split_rows
 
@@ -28,7 +29,7 @@ def test_each_class_is_parted_by_itself(counts, share):
     assert sorted(kept + held, key=rows.index) == list(rows)
     left, out = (Counter(row.label for row in part) for part in (kept, held))
     for label, count in enumerate(counts):
-        assert out[label] == (max(1, round(share * count)) if count > 1 else 0)
+        assert out[label] == min(max(1, round(share * count)), max(count - 1, 0))
         assert left[label] == count - out[label]
 
 
@@ -39,7 +40,7 @@ def test_the_order_of_the_manifest_changes_nothing():
 
 
 def test_the_manifest_leads_to_the_same_videos_and_leaves_the_test_split_alone(demo_root, tmp_path):
-    folder = hold_out(demo_root, tmp_path / "demo-tuning", 0.34)
+    folder = hold_out(demo_root, tmp_path, 0.34)
     train, val = (load_manifest(folder, split) for split in ("train", "val"))
     original = load_manifest(demo_root, "train")
     assert {row.path for row in (*train.rows, *val.rows)} == {row.path for row in original.rows}
@@ -47,6 +48,26 @@ def test_the_manifest_leads_to_the_same_videos_and_leaves_the_test_split_alone(d
     assert all(val.video(row).is_file() for row in val.rows)
     assert (val.labels, val.mirror) == (original.labels, original.mirror)
     assert val.dataset == "demo-tuning"
+    # Who looks again changes nothing, and another share is another folder.
+    before = (folder / "dataset.json").stat().st_mtime_ns
+    assert hold_out(demo_root, tmp_path, 0.34) == folder
+    assert (folder / "dataset.json").stat().st_mtime_ns == before
+    assert hold_out(demo_root, tmp_path, 0.6) != folder
+
+
+def test_videos_outside_the_folder_stay_allowed(tmp_path):
+    rows = [replace(row, path=f"../{row.path}") for row in rows_of([3])]
+    write_dataset(
+        tmp_path / "list",
+        dataset="list",
+        video_root=tmp_path / "videos",
+        labels=["a"],
+        splits={"train": rows, "val": rows},
+        options={"allow_outside": True},
+        version="0",
+    )
+    folder = hold_out(tmp_path / "list", tmp_path / "tuning", 0.34)
+    assert len(load_manifest(folder, "val").rows) == 1
 
 
 def test_nothing_to_hold_out_is_an_error(demo_root, tmp_path, monkeypatch):
