@@ -31,6 +31,7 @@ _TYPICAL_SECONDS = {
     "ucf101": 7.0,
     "hmdb51": 3.0,
     "demo": 2.0625,
+    "demo-hard": 2.0,
 }
 
 
