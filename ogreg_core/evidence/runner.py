@@ -339,7 +339,7 @@ def _has_ended(job: Job, known: Mapping[Identity, Result], retry: bool) -> bool:
 
 
 def _sentence(job: Job, result: Result) -> str:
-    who = f"{job.row}, {job.data.name}, lr {result.lr:g}, seed {job.identity.seed}"
+    who = f"{job.row}, {job.dataset}, lr {result.lr:g}, seed {job.identity.seed}"
     if not result.is_done:
         return f"{who}: failed, {result.reason}"
     return f"{who}: top-1 {result.top1():.1f} %, {result.seconds:.0f} s"
