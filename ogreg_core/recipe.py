@@ -41,6 +41,7 @@ __all__ = [
     "LoadedRecipe",
     "Recipe",
     "builtin_recipes",
+    "find_built_in",
     "load_recipe",
     "parse_model_options",
 ]
@@ -163,7 +164,7 @@ def load_recipe(
     Raises:
         UsageError: missing file, broken TOML, unknown keys, wrong types; lists all problems.
     """
-    file = _find_recipe(path)
+    file = find_built_in(path, "recipe", "recipes", builtin_recipes())
     origins: dict[str, str] = {}
     values = _read_with_extends(file, origins, ())
     changes = [*((text, "flag") for text in flags), *((text, "override") for text in overrides)]
@@ -185,19 +186,29 @@ def load_recipe(
     )
 
 
-def _find_recipe(path: str) -> Path:
+def find_built_in(path: str, kind: str, folder: str, builtin: Mapping[str, Path]) -> Path:
+    """The file that a path, or the name of one that comes with the package, means.
+
+    Args:
+        path: a file, or a name with or without ``folder`` and ``.toml``.
+        kind: ``recipe`` or ``study``, for messages.
+        folder: of the source tree in which the built-in ones lie.
+        builtin: those by name.
+
+    Raises:
+        UsageError: there is neither; names the nearest one.
+    """
     file = Path(path)
     if file.is_file():
         return file
-    builtin = builtin_recipes()
-    named_so = file.suffix in ("", ".toml") and file.parent.as_posix() in (".", "recipes")
+    named_so = file.suffix in ("", ".toml") and file.parent.as_posix() in (".", folder)
     if named_so and file.stem in builtin:
         return builtin[file.stem]
-    hint = nearest(file.stem, builtin)
     raise UsageError(
-        f"there is no recipe {path}",
-        why=hint or f"built-in recipes: {', '.join(builtin)}",
-        fix="give the path of a TOML file or the name of a built-in recipe",
+        f"there is no {kind} {path}",
+        why=nearest(file.stem, builtin)
+        or f"built-in {'studies' if kind == 'study' else 'recipes'}: {', '.join(builtin)}",
+        fix=f"give the path of a TOML file or the name of a built-in {kind}",
     )
 
 

@@ -2,8 +2,8 @@
 
 Twenty-four classes in twelve pairs, each pair again one motion and its exact time reversal: the
 eight of the demo and four in which several moments count. Smaller and dimmer shapes move about on
-their own, and the whole scene pans, zooms and rolls, so that "to the right" is to the right of the
-backdrop, not of the picture. What the distractors and the camera do is as likely backwards as
+their own, and the whole scene pans, zooms and rolls: what moves, moves against the backdrop, and goes
+another way in the picture. What the distractors and the camera do is as likely backwards as
 forwards.
 """
 
@@ -81,7 +81,7 @@ def _progress(rng: np.random.Generator, moment: np.ndarray) -> np.ndarray:
 def _actors(motion: str, rng: np.random.Generator, progress: np.ndarray) -> list[list[Pose]]:
     """For each acting shape, its pose at each moment."""
     if motion.startswith("move_"):
-        # With room for the camera's own way, which may be the longer one.
+        # With room for the camera's own way.
         return poses(motion, rng, 0.5 + 0.75 * (progress - 0.5))
     if any(motion == forward for forward, _ in PAIRS):
         return poses(motion, rng, progress)

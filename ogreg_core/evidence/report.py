@@ -25,7 +25,7 @@ def summary_of(name: str, plan: Plan) -> Summary:
     return summarise(
         name,
         study,
-        plan.shared_recipe(),
+        plan.shared,
         tests,
         list({(tuned.row, tuned.dataset): tuned for tuned in map(_tuned, choices)}.values()),
         list(dict.fromkeys(failure for choice in choices for failure in _failures(choice))),

@@ -14,12 +14,12 @@ from ogreg_core.data.sampling import check_rate
 from ogreg_core.errors import EnvironmentFault, Interrupted, UsageError
 from ogreg_core.evidence.held_out import hold_out
 from ogreg_core.evidence.results import Identity, Result, append_result, latest, read_results
-from ogreg_core.evidence.study import Row, Study
+from ogreg_core.evidence.study import Row, Study, clips_per_epoch
 from ogreg_core.evidence.training import Job, Means, run_job
 from ogreg_core.files import lock_file
 from ogreg_core.processes import Lost, run_isolated
 from ogreg_core.progress import Note, Progress, ProgressCallback
-from ogreg_core.recipe import Recipe, load_recipe
+from ogreg_core.recipe import load_recipe
 from ogreg_core.signals import StopRequest
 from ogreg_core.training.assemble import sampling_of
 
@@ -72,7 +72,7 @@ class Plan:
 
     Args:
         study: rows and terms.
-        recipe: file of the shared recipe.
+        recipe: file of the recipe that all rows have in common, whose content is ``shared``.
         data: the data sets; on the first the rates are tuned unless the study says each.
         out: folder of results and run folders, shared by studies.
         rows: names of the rows that are wanted; empty: all.
@@ -94,6 +94,7 @@ class Plan:
         self.out = out
         self.rows = [row for row in study.rows if not rows or row.name in rows]
         self.seeds = tuple(seeds or study.seeds)
+        self.shared = load_recipe(str(recipe)).recipe
         self._held_out: dict[str, DataSet] = {}
         for item in data:
             self._check(item)
@@ -105,18 +106,18 @@ class Plan:
             UsageError: no whole number of epochs is near the budget, or a control asks for frames that
                 clips of the recipe do not have.
         """
-        recipe = self.shared_recipe()
-        videos, batch = len(data.train.rows), recipe.train.batch_size
-        clips = self.epochs(data) * (videos // batch * batch or videos)
+        videos = len(data.train.rows)
+        each = clips_per_epoch(videos, self.shared.train.batch_size)
+        clips = self.epochs(data) * each
         if not 1 / _NEAR <= clips / self.study.clips <= _NEAR:
             raise UsageError(
                 f"the study's budget of {self.study.clips} clips does not fit {data.name}",
-                why=f"an epoch of its {videos} videos sees {videos // batch * batch or videos}",
+                why=f"an epoch of its {videos} videos sees {each}",
                 fix="a study of your own with more clips",
             )
         for control in self.study.controls:
             if control in ("half", "double", "irregular"):
-                check_rate(sampling_of(recipe), control)
+                check_rate(sampling_of(self.shared), control)
 
     @property
     def results_file(self) -> Path:
@@ -126,13 +127,9 @@ class Plan:
         """What has ended so far."""
         return latest(read_results(self.results_file))
 
-    def shared_recipe(self) -> Recipe:
-        """What all rows have in common."""
-        return load_recipe(str(self.recipe)).recipe
-
     def epochs(self, data: DataSet) -> int:
         """Of each training that counts."""
-        batch = self.shared_recipe().train.batch_size
+        batch = self.shared.train.batch_size
         return self.study.epochs(len(data.train.rows), batch, self.study.clips)
 
     def held_out(self, data: DataSet) -> DataSet:
@@ -201,7 +198,7 @@ class Plan:
         return self._job(row, data, self.study.clips, lr, seed) if lr else None
 
     def _job(self, row: Row, data: DataSet, clips: int, lr: float, seed: int) -> Job:
-        batch = self.shared_recipe().train.batch_size
+        batch = self.shared.train.batch_size
         changes = self.study.changes(row, len(data.train.rows), batch, clips, lr)
         changes.append(f"seed={seed}")
         # Whole, so that the run's recipe can be trained from any folder.

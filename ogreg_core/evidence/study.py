@@ -15,7 +15,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from ogreg_core.errors import UsageError
 from ogreg_core.models.registry import nearest
-from ogreg_core.recipe import Recipe, builtin_recipes, load_recipe
+from ogreg_core.recipe import Recipe, builtin_recipes, find_built_in, load_recipe
 from ogreg_core.recipe_tables import Positive, Share, Table
 
 if sys.version_info >= (3, 11):
@@ -23,7 +23,7 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib  # type: ignore[import-not-found,unused-ignore]
 
-__all__ = ["Control", "Row", "Study", "Tuning", "builtin_studies", "load_study"]
+__all__ = ["Control", "Row", "Study", "Tuning", "builtin_studies", "clips_per_epoch", "load_study"]
 
 Control = Literal["shuffled", "reversed", "middle", "half", "double", "irregular"]
 Rate = Annotated[float, Field(gt=0)]
@@ -113,8 +113,8 @@ class Study(Table):
 
     @staticmethod
     def epochs(videos: int, batch: int, clips: int) -> int:
-        """How many epochs come nearest to so many clips; an epoch leaves out what fills no batch."""
-        return max(1, round(clips / (videos // batch * batch or videos)))
+        """How many epochs come nearest to so many clips."""
+        return max(1, round(clips / clips_per_epoch(videos, batch)))
 
     def changes(self, row: Row, videos: int, batch: int, clips: int, lr: float) -> list[str]:
         """The overrides that make the shared recipe this row's.
@@ -133,6 +133,11 @@ class Study(Table):
             f"train.lr={lr:g}",
             f"eval.every={epochs}",
         ]
+
+
+def clips_per_epoch(videos: int, batch: int) -> int:
+    """What an epoch sees: it leaves out what fills no batch."""
+    return videos // batch * batch or videos
 
 
 def builtin_studies() -> dict[str, Path]:
@@ -155,7 +160,7 @@ def load_study(path: str) -> tuple[str, Path, Study]:
         UsageError: missing, not TOML, unknown keys, or rows that the recipe refuses; lists all
             problems.
     """
-    file = _find_study(path)
+    file = find_built_in(path, "study", "recipes/evidence", builtin_studies())
     try:
         values: dict[str, Any] = tomllib.loads(file.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
@@ -202,18 +207,3 @@ def _problem(item: Any) -> str:
     place = ".".join(str(part) for part in item["loc"])
     message = item["msg"].removeprefix("Value error, ")
     return f"{place}: {message}" if place else message
-
-
-def _find_study(path: str) -> Path:
-    file = Path(path)
-    if file.is_file():
-        return file
-    builtin = builtin_studies()
-    named_so = file.suffix in ("", ".toml") and file.parent.as_posix() in (".", "recipes/evidence")
-    if named_so and file.stem in builtin:
-        return builtin[file.stem]
-    raise UsageError(
-        f"there is no study {path}",
-        why=nearest(file.stem, builtin) or f"built-in studies: {', '.join(builtin)}",
-        fix="give the path of a TOML file or the name of a built-in study",
-    )

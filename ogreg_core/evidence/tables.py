@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from ogreg_core.evidence.study import Row
+from ogreg_core.evidence.study import Row, clips_per_epoch
 from ogreg_core.evidence.summary import (
     MARGIN_POINTS,
     SIGNIFICANT,
@@ -143,10 +143,9 @@ def _caption(summary: Summary, facts: DataFacts) -> str:
 
 
 def _seen(summary: Summary, facts: DataFacts) -> str:
-    """How many clips each training saw; the budget of the study as long as none has ended."""
+    """How many clips each training sees."""
     batch = summary.recipe.train.batch_size
-    clips = facts.epochs * (facts.train_videos // batch * batch or facts.train_videos)
-    return thousands(clips)
+    return thousands(facts.epochs * clips_per_epoch(facts.train_videos, batch))
 
 
 def _frames(summary: Summary) -> str:
