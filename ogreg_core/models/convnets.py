@@ -23,6 +23,7 @@ channels last, ``[B, T, H, W, C]``.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from functools import partial
 from itertools import pairwise
 from typing import Any, cast
@@ -125,18 +126,18 @@ def _thin_s3d_features() -> nn.Sequential:
 # --- the networks --------------------------------------------------------------------------------
 
 
-class _ConvNet(nn.Module):
+class _ConvNet(nn.Module, ABC):
     """What R(2+1)D and S3D share: parts that are run one after the other, grouped into stages."""
 
     num_classes: int
 
+    @abstractmethod
     def parts(self) -> list[dict[str, nn.Module]]:
         """The parts of each stage by name, in order; the stem belongs to the first."""
-        raise NotImplementedError
 
+    @abstractmethod
     def classify(self, x: Tensor) -> Tensor:
         """Features ``[B, C, T, H, W]`` of the last stage to logits."""
-        raise NotImplementedError
 
     def check(self, clip: Tensor) -> None:
         """Refuse clips that the network cannot take."""

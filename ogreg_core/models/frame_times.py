@@ -24,9 +24,10 @@ from ogreg_core.models.stems import repeat_edge_frames
 
 __all__ = ["REFERENCE_SECONDS", "Clock", "given_times", "token_coordinates"]
 
-REFERENCE_SECONDS = 1 / 8
-"""Between token frames at the reference rate. Close to the 4/30 s of the usual sampling, every second
-frame of video at 30 per second; and a power of two, so that dividing by it does not round.
+REFERENCE_SECONDS = 1 / 4
+"""Between token frames at the reference rate: every second frame of video at 16 per second, as in the
+study of frame times, where counting seconds and counting frames are then the same in training; and a
+power of two, so that dividing by it does not round.
 """
 
 

@@ -1,7 +1,7 @@
 """OG-ReG with choices that were measured against the model's own, for the ablation study.
 
-The model itself (:mod:`ogreg_core.models.ogreg`) has the choices that won; here every other one stays
-repeatable. Paper: arXiv 2604.06783, of which only the abstract and public summaries are known: all
+The model itself (:mod:`ogreg_core.models.ogreg`) has the choices that are in use; here every other one
+stays repeatable. Paper: arXiv 2604.06783, of which only the abstract and public summaries are known: all
 choices are ours. With none made the network is OG-ReG, with the same names of parameters.
 
 Notation: B batch, T frames, H W rows and columns, C channels, h w rows and columns of the coarse grid,
@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
+from torchvision.models.convnext import LayerNorm2d
 
 from ogreg_core.errors import UsageError
 from ogreg_core.models.frame_times import Clock, given_times
@@ -35,6 +36,7 @@ from ogreg_core.models.ogreg import (
     gaze_maps,
 )
 from ogreg_core.models.protocol import BlockMaps
+from ogreg_core.models.stems import ConvStem
 
 __all__ = ["AblatedBlock", "AblatedOGReG", "Choices", "GlanceForm", "build_ogreg_ablation"]
 
@@ -60,6 +62,8 @@ class Choices:
         pooling: of the Glance, by ``average`` or by a ``strided`` depthwise convolution, which starts
             as the average.
         interpolation: of the Glance, ``bilinear`` or ``nearest``.
+        stem_norm: between the convolutions of the stem, over a ``batch`` or over the channels of each
+            position by itself (``layer``).
     """
 
     glance: str = "soda"
@@ -75,6 +79,7 @@ class Choices:
     position: str = "conv"
     pooling: str = "average"
     interpolation: str = "bilinear"
+    stem_norm: str = "batch"
 
     def listening(self) -> Listening:
         """What the modulation is made of."""
@@ -90,12 +95,12 @@ _DEAF = {
 }
 
 
-def check_choices(choices: Choices, strides: Sequence[int]) -> None:
+def check_choices(choices: Choices, config: OGReGConfig) -> None:
     """Refuse what contradicts or would change nothing.
 
     Args:
         choices: each value by itself is one that there is.
-        strides: of the Glance, per stage.
+        config: stages and stem.
 
     Raises:
         UsageError: names the choice.
@@ -111,8 +116,10 @@ def check_choices(choices: Choices, strides: Sequence[int]) -> None:
         idle["modulation"] = f"with similarity={choices.similarity!r} it is one per frame already"
     if choices.similarity == "channel":
         idle["listens"] = "the stem has other channels than the block"
-    if max(strides) == 1:
+    if max(stage.stride for stage in config.stages) == 1:
         idle |= dict.fromkeys(["pooling", "interpolation"], "all strides are 1")
+    if config.stem == "patch":
+        idle["stem_norm"] = "stem is 'patch'"
     if choices.glance == "none":
         names = ("position", "pooling", "interpolation", "fusion")
         idle |= dict.fromkeys(names, "glance is 'none'")
@@ -373,12 +380,15 @@ class AblatedOGReG(OGReG):
         drop_path: float = 0.0,
         dropout: float = 0.0,
     ) -> None:
-        check_choices(choices, [stage.stride for stage in config.stages])
+        check_choices(choices, config)
         heard = Heard() if choices.listens == "stem" else None
         clock = Clock() if choices.position == "rotary-seconds" else None
         super().__init__(
             config, num_classes, drop_path, dropout, partial(_make_block, choices, heard, clock)
         )
+        if choices.stem_norm == "layer":
+            assert isinstance(self.stem, ConvStem)
+            self.stem.bn1 = LayerNorm2d(self.stem.conv2.in_channels)
         self.choices = choices
         self.heard = heard
         self.clock = clock

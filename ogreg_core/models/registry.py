@@ -131,6 +131,7 @@ def _ogreg_ablation(params_m: float, gmacs: float) -> ModelEntry:
             "position": ("conv", "none", "rotary", "rotary-seconds"),
             "pooling": ("average", "strided"),
             "interpolation": ("bilinear", "nearest"),
+            "stem_norm": ("batch", "layer"),
         },
     )
 
@@ -195,8 +196,8 @@ def _xvit(
         source=f"arXiv 2106.05968{note}",
         mean=(0.5, 0.5, 0.5),
         std=(0.5, 0.5, 0.5),
-        key_map="ogreg_core.models.xvit:map_xvit",
-        settings="ogreg_core.models.xvit:settings_of",
+        key_map="ogreg_core.models.xvit_weights:map_xvit",
+        settings="ogreg_core.models.xvit_weights:settings_of",
         weights=weights,
         maps={"glance": "attention received"},
     )
@@ -211,7 +212,7 @@ def _gta(
     note: str = "",
 ) -> ModelEntry:
     return ModelEntry(
-        factory="ogreg_core.models.gta:build_gta",
+        factory="ogreg_core.models.gta_resnet:build_gta",
         arguments={"variant": variant},
         options={"placement": ("nl4",) if variant == "n" else ("nl5", "res4"), **GTA_OPTIONS},
         frames=shape[0],
@@ -220,7 +221,7 @@ def _gta(
         gmacs=gmacs,
         source=f"arXiv 2012.08510, choices ours{note}",
         fixed_input=True,
-        key_map="ogreg_core.models.gta:map_gta",
+        key_map="ogreg_core.models.gta_resnet:map_gta",
         weights=weights,
         maps={"glance": "attention received"},
     )

@@ -36,9 +36,11 @@ from ogreg_core.models.gaze_forms import GazeForm, NoGaze, Open
 from ogreg_core.models.mdconv import MDConv, depthwise_tap, modulation
 
 __all__ = [
-    "BlockWork",
     "SparseWork",
+    "TapWork",
     "add_temporal_taps",
+    "is_modulated",
+    "open_places",
     "smallest_opening",
     "sparse_gaze",
     "sparse_modulated_conv",
@@ -148,7 +150,7 @@ def smallest_opening(sharpness: Tensor, offset: Tensor, threshold: float) -> Ten
 
 
 @dataclass
-class BlockWork:
+class TapWork:
     """What a block's temporal taps have done so far.
 
     Args:
@@ -185,7 +187,7 @@ class SparseWork:
         blocks: by the path of the MDConv in the model.
     """
 
-    blocks: Mapping[str, BlockWork]
+    blocks: Mapping[str, TapWork]
 
     @property
     def share(self) -> float:
@@ -223,7 +225,7 @@ def sparse_gaze(model: nn.Module, threshold: float) -> Iterator[SparseWork]:
             why="it is compared with the modulation's absolute value",
         )
     gazes = _modulated_blocks(model)
-    work = SparseWork({name: BlockWork(gaze.weight.shape[0]) for name, gaze in gazes.items()})
+    work = SparseWork({name: TapWork(gaze.weight.shape[0]) for name, gaze in gazes.items()})
     opened = {name: _opener(gaze, threshold) for name, gaze in gazes.items()}
     before = {name: vars(gaze).get("forward") for name, gaze in gazes.items()}
     try:
@@ -252,7 +254,7 @@ def _modulated_blocks(model: nn.Module) -> dict[str, MDConv]:
             fix="choose an ogreg model: ogreg models",
         )
     for name, gaze in gazes.items():
-        if not _is_modulated(gaze):
+        if not is_modulated(gaze):
             raise UsageError(
                 f"the Gaze of {type(model).__name__} has no temporal taps that close",
                 where=name,
@@ -262,14 +264,28 @@ def _modulated_blocks(model: nn.Module) -> dict[str, MDConv]:
     return gazes
 
 
-def _is_modulated(gaze: MDConv) -> bool:
+def is_modulated(gaze: MDConv) -> bool:
     """Whether it computes :func:`ogreg_core.models.mdconv.modulated_conv` with an m that differs."""
     if isinstance(gaze, GazeForm):
         return type(gaze).convolve is GazeForm.convolve and not isinstance(gaze, Open)
     return not isinstance(gaze, NoGaze) and gaze.gaze == "modulated"
 
 
-def _look(gaze: MDConv, opened: _Opened, work: BlockWork, y: Tensor) -> Tensor:
+def open_places(gaze: MDConv, y: Tensor, threshold: float) -> Tensor:
+    """Where the sparse Gaze executes the temporal taps of a block.
+
+    Args:
+        gaze: of a formula with taps that close, see :func:`is_modulated`.
+        y: features ``[B, T, H, W, C]`` of at least two frames.
+        threshold: of ``|m|``.
+
+    Returns:
+        booleans ``[B, T-1, H, W]``.
+    """
+    return _opener(gaze, threshold)(y)[1]
+
+
+def _look(gaze: MDConv, opened: _Opened, work: TapWork, y: Tensor) -> Tensor:
     """What a block's Gaze sees of ``[B, T, H, W, C]``."""
     out = depthwise_tap(y, gaze.weight[:, :, 1], gaze.bias)
     if y.shape[1] == 1:

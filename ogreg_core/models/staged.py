@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import Any
 
 from einops import reduce
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 __all__ = ["StagedNetwork"]
 
 
-class StagedNetwork(nn.Module):
+class StagedNetwork(nn.Module, ABC):
     """Stem, stages of blocks with a merging in front of each but the first, and the mean of the last
     features through a linear classifier. Layout inside: channels last, ``[B, T, H, W, C]``.
 
@@ -24,9 +25,9 @@ class StagedNetwork(nn.Module):
     dropout: nn.Module
     head: nn.Module
 
+    @abstractmethod
     def embed(self, clip: Tensor) -> Tensor:
         """The stem: ``[B, 3, T, H, W] -> [B, T', H', W', C]``."""
-        raise NotImplementedError
 
     def forward_stages(self, clip: Tensor) -> list[Tensor]:
         """Features after each stage, ``[B, T', H', W', C]`` halving in space."""

@@ -59,7 +59,8 @@ class ConvStem(nn.Module):
     def __init__(self, dim: int) -> None:
         super().__init__()
         self.conv1 = nn.Conv3d(3, dim // 2, kernel_size=3, stride=2, padding=(0, 1, 1), bias=False)
-        self.bn1 = nn.BatchNorm2d(dim // 2)
+        # Another norm in an ablation.
+        self.bn1: nn.Module = nn.BatchNorm2d(dim // 2)
         self.conv2 = nn.Conv3d(
             dim // 2, dim, kernel_size=(1, 3, 3), stride=(1, 2, 2), padding=(0, 1, 1)
         )

@@ -48,6 +48,7 @@ last, ``[B, T, H, W, C]``.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
@@ -81,7 +82,7 @@ __all__ = [
 # --- the wrapper -------------------------------------------------------------------------------
 
 
-class TokenSelecting(nn.Module):
+class TokenSelecting(nn.Module, ABC):
     """A backbone with selections in it; what is common to all backbones.
 
     It takes over the backbone's modules under their names, so that the backbone's weights fit; the
@@ -130,33 +131,33 @@ class TokenSelecting(nn.Module):
 
     # What a backbone says of itself.
 
+    @abstractmethod
     def first_grid(self, clip: Tensor) -> Grid:
         """The tokens of clips ``[B, 3, T, H, W]`` in front of place 0."""
-        raise NotImplementedError
 
+    @abstractmethod
     def halves(self, place: int) -> bool:
         """Whether height and width are halved between the selections of the place before and of this
         one.
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def embed(self, clip: Tensor) -> tuple[Tensor | None, Tensor]:
         """Class token ``[B, 1, C]``, if there is one, and tokens ``[B, T, H, W, C]``."""
-        raise NotImplementedError
 
     def enter(self, place: int, x: Tensor) -> Tensor:
         """What the backbone does in front of the selections of a place."""
         return x
 
+    @abstractmethod
     def run_place(
         self, place: int, token: Tensor | None, x: Tensor
     ) -> tuple[Tensor | None, Tensor]:
         """A block or stage: class token and tokens."""
-        raise NotImplementedError
 
+    @abstractmethod
     def classify(self, token: Tensor | None, x: Tensor) -> Tensor:
         """Logits ``[B, classes]``."""
-        raise NotImplementedError
 
     def ends_stage(self, place: int) -> bool:
         """Whether the features after this place are those of a stage."""

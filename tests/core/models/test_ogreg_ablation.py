@@ -398,6 +398,22 @@ class TestListeningToTheStem:
         assert "token selection" in caught.value.why
 
 
+def test_layer_norm_of_the_stem_is_that_of_the_convolutions_by_themselves():
+    model, clip = small_model(stem_norm="layer"), torch.randn(2, 3, 6, 36, 40)
+    stem = model.stem
+    with torch.no_grad():
+        stem.bn1.weight.normal_()
+        stem.bn1.bias.normal_()
+        repeated = torch.cat([clip[:, :, :1], clip], dim=2)
+        x = F.conv3d(repeated, stem.conv1.weight, stride=2, padding=(0, 1, 1))
+        mean, spread = x.mean(1, keepdim=True), x.var(1, correction=0, keepdim=True)
+        shape = (1, -1, 1, 1, 1)
+        x = (x - mean) / (spread + 1e-5).sqrt() * stem.bn1.weight.view(shape)
+        x = F.gelu(x + stem.bn1.bias.view(shape))
+        x = stem.norm(stem.conv2(x).permute(0, 2, 3, 4, 1))
+        torch.testing.assert_close(stem(clip), x, atol=1e-5, rtol=1e-4)
+
+
 class TestGlance:
     def test_rotary_against_complex_numbers(self):
         grid, pairs = (3, 4, 5), 8
@@ -585,6 +601,7 @@ class TestTheWhole:
         ({"similarity": "pooled", "modulation": "frame"}, "modulation='frame'"),
         ({"similarity": "channel", "listens": "stem"}, "listens='stem'"),
         ({"strides": (1, 1, 1, 1), "pooling": "strided"}, "pooling='strided'"),
+        ({"stem": "patch", "stem_norm": "layer"}, "stem_norm='layer'"),
     ],
 )
 def test_choices_that_would_change_nothing_are_refused(options, what):
