@@ -247,8 +247,8 @@ def _decided(clip: Mapping[str, Any], total: float) -> Iterator[list[str]]:
         skippable = clip["skippable_gmacs"]
         yield [
             "temporal taps that m closes",
-            f"{_g(skippable)} G multiply-adds, {100 * skippable / total:.2f} % of the view, where m, "
-            f"mean over channels, is below {clip['threshold']:g}; they are computed all the same",
+            f"{_g(skippable)} G multiply-adds, {100 * skippable / total:.2f} % of the view, where m is "
+            f"at most {clip['threshold']:g} in every channel; they are computed all the same",
         ]
     for row in clip["selections"]:
         yield [
@@ -312,7 +312,8 @@ def _throughput(document: Mapping[str, Any]) -> Table:
 
 def _gazes(clip: Mapping[str, Any]) -> Table:
     return Table(
-        f"what the clip decides in each block; closed: m, mean over channels, below {clip['threshold']:g}",
+        "what the clip decides in each block; closed: m at most "
+        f"{clip['threshold']:g} in every channel",
         ["block", "mean m", "closed (%)", "temporal taps (G)", "of which closed (G)"],
         [
             [

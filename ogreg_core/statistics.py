@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 __all__ = [
+    "binomial_tail",
     "expected_calibration_error",
     "mcnemar_exact",
     "mean_interval",
@@ -47,6 +48,27 @@ def wilson_interval(successes: int, trials: int, confidence: float = 0.95) -> tu
     low = 0.0 if successes == 0 else (centre - half) / scale
     high = 1.0 if successes == trials else (centre + half) / scale
     return low, high
+
+
+def binomial_tail(successes: int, trials: int, share: float) -> float:
+    """The probability of at least so many successes.
+
+    Args:
+        successes: how many there were.
+        trials: how many there could have been.
+        share: of successes in the long run, 0..1.
+    """
+    if share in (0.0, 1.0):
+        return float(successes <= trials * share)
+
+    def log_ways(count: int) -> float:
+        return math.lgamma(trials + 1) - math.lgamma(count + 1) - math.lgamma(trials - count + 1)
+
+    # By logarithms: of a thousand trials the ways alone are more than a float holds.
+    return math.fsum(
+        math.exp(log_ways(n) + n * math.log(share) + (trials - n) * math.log1p(-share))
+        for n in range(successes, trials + 1)
+    )
 
 
 def mcnemar_exact(only_first: int, only_second: int) -> float:

@@ -36,7 +36,7 @@ def split_rows(rows: tuple[Row, ...], share: float) -> tuple[list[Row], list[Row
 
 def hold_out(data: Path, folder: Path, share: float) -> Path:
     """A data set whose validation split is held out of another's training split; its manifest is written
-    once, so that who looks while others train changes nothing.
+    once, and again only when the videos have moved, so that who looks while others train changes nothing.
 
     Args:
         data: prepared data set; its validation split is left alone.
@@ -51,7 +51,8 @@ def hold_out(data: Path, folder: Path, share: float) -> Path:
     """
     train = load_manifest(data, "train")
     target = folder / f"{train.sha256[:12]}-{share:g}"
-    if (target / "dataset.json").is_file():
+    root = train.root.resolve()
+    if (target / "dataset.json").is_file() and load_manifest(target, "train").root == root:
         return target
     kept, held = split_rows(train.rows, share)
     if not held:
@@ -63,7 +64,7 @@ def hold_out(data: Path, folder: Path, share: float) -> Path:
     write_dataset(
         target,
         dataset=f"{train.dataset}-tuning",
-        video_root=train.root.resolve(),
+        video_root=root,
         labels=train.labels,
         splits={"train": kept, "val": held},
         mirror={train.labels[a]: train.labels[b] for a, b in train.mirror.items()},

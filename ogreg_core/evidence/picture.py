@@ -107,15 +107,8 @@ def _facts(summary: Summary, panels: Sequence[tuple[DataFacts, Sequence[Cell]]])
     if any("shuffled" in cell.controls for _, cells in panels for cell in cells):
         signs += "; small grey dots: shuffled frames"
     lines = [signs, CONVENTION]
-    hollow = _hollow_rows(summary)
-    if hollow:
-        names = {True: dict[str, None](), False: dict[str, None]()}
-        for row in summary.study.rows:
-            if row.note:
-                names[row.name in hollow][row.note] = None
-        words = {kind: short(", ".join(found), 80) for kind, found in names.items()}
-        filled = f"; filled: {words[False]}" if words[False] else ""
-        lines.insert(1, f"hollow: {words[True]}{filled}")
+    if _hollow_rows(summary):
+        lines.insert(1, "filled: conv stem; hollow: another stem, which the table names")
     return lines
 
 

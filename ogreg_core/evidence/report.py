@@ -9,7 +9,15 @@ from pathlib import Path
 from ogreg_core.evidence.picture import draw_evidence
 from ogreg_core.evidence.results import Identity, Result
 from ogreg_core.evidence.runner import Choice, DataSet, Plan
-from ogreg_core.evidence.summary import DataFacts, Failure, Summary, Tests, Tuned, summarise
+from ogreg_core.evidence.summary import (
+    DataFacts,
+    Failure,
+    Summary,
+    Tests,
+    Tuned,
+    is_chance,
+    summarise,
+)
 from ogreg_core.evidence.tables import markdown
 from ogreg_core.files import write_text_atomic
 
@@ -21,7 +29,9 @@ def summary_of(name: str, plan: Plan) -> Summary:
     results = plan.results()
     study = plan.study.model_copy(update={"rows": plan.rows, "seeds": list(plan.seeds)})
     tests = [_tests(plan, data, results) for data in plan.data]
-    choices = [plan.tuned(row, data, results) for data in plan.data for row in plan.rows]
+    # Also those that lend their rate and are not asked for themselves.
+    told = {row.name: row for row in (*plan.rows, *map(plan.chooser, plan.rows))}
+    choices = [plan.tuned(row, data, results) for data in plan.data for row in told.values()]
     return summarise(
         name,
         study,
@@ -51,10 +61,16 @@ def _tests(plan: Plan, data: DataSet, results: Mapping[Identity, Result]) -> Tes
 
 
 def _tuned(choice: Choice) -> Tuned:
-    if choice.row.lr_of:
-        return Tuned(choice.row.name, choice.data.name, choice.lr)
+    chosen = choice.tried.get(choice.lr) if choice.lr else None
+    blind = chosen is not None and is_chance(chosen, len(choice.data.train.labels))
     accuracies = {lr: r.top1() if r.is_done else None for lr, r in choice.tried.items()}
-    return Tuned(choice.row.name, choice.data.name, choice.lr, accuracies)
+    return Tuned(
+        choice.row.name,
+        choice.data.name,
+        choice.lr,
+        {} if choice.row.lr_of else accuracies,
+        blind,
+    )
 
 
 def _failures(choice: Choice) -> Iterator[Failure]:

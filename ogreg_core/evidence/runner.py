@@ -14,7 +14,7 @@ from ogreg_core.data.sampling import check_rate
 from ogreg_core.errors import EnvironmentFault, Interrupted, UsageError
 from ogreg_core.evidence.held_out import hold_out
 from ogreg_core.evidence.results import Identity, Result, append_result, latest, read_results
-from ogreg_core.evidence.study import Row, Study, clips_per_epoch
+from ogreg_core.evidence.study import Row, Study, best_rate, clips_per_epoch
 from ogreg_core.evidence.training import Job, Means, run_job
 from ogreg_core.files import lock_file
 from ogreg_core.processes import Lost, run_isolated
@@ -96,6 +96,8 @@ class Plan:
         self.seeds = tuple(seeds or study.seeds)
         self.shared = load_recipe(str(recipe)).recipe
         self._held_out: dict[str, DataSet] = {}
+        # Asked for again with every seed, and each reads its recipe.
+        self._tuning: dict[tuple[str, str, float], Job] = {}
         for item in data:
             self._check(item)
 
@@ -145,39 +147,47 @@ class Plan:
         """The data set whose training split tunes the rates for ``data``."""
         return data if self.study.tuning.each else self.data[0]
 
-    def tuning_jobs(self) -> Iterator[Job]:
-        """The grid of every row that chooses its own rate."""
-        choosing = {self._chooser(row).name: self._chooser(row) for row in self.rows}
+    def tuning_jobs(self, results: Mapping[Identity, Result]) -> Iterator[Job]:
+        """What every row that chooses its own rate asks for, as far as the results tell by now."""
+        choosing = {row.name: row for row in map(self.chooser, self.rows)}
         data = {self.tuned_on(item).name: self.tuned_on(item) for item in self.data}
         for item in data.values():
             for row in choosing.values():
-                for lr in self.study.tuning.lrs if not row.lr else ():
+                for lr in self._reached(row, item, results) if not row.lr else ():
                     yield self._tuning_job(row, item, lr)
 
-    def _tuning_job(self, row: Row, data: DataSet, lr: float) -> Job:
+    def _reached(
+        self, row: Row, data: DataSet, results: Mapping[Identity, Result]
+    ) -> dict[float, Result | None]:
+        """The rates that the search of a row asks for; None where the training has not ended."""
         tuning = self.study.tuning
-        job = self._job(row, self.held_out(data), tuning.clips, lr, tuning.seed)
-        return replace(job, controls=())
+        jobs = {lr: self._tuning_job(row, data, lr) for lr in sorted(tuning.lrs)}
+        found = {lr: results.get(job.identity) for lr, job in jobs.items()}
+        scores = {lr: _score(result) for lr, result in found.items() if result is not None}
+        return {lr: found[lr] for lr in tuning.reached(scores)}
 
-    def _chooser(self, row: Row) -> Row:
+    def _tuning_job(self, row: Row, data: DataSet, lr: float) -> Job:
+        key = row.name, data.name, lr
+        if key not in self._tuning:
+            tuning = self.study.tuning
+            job = self._job(row, self.held_out(data), tuning.clips, lr, tuning.seed)
+            self._tuning[key] = replace(job, controls=())
+        return self._tuning[key]
+
+    def chooser(self, row: Row) -> Row:
         """The row whose rate ``row`` takes."""
         return self.study.row(row.lr_of) if row.lr_of else row
 
     def tuned(self, row: Row, data: DataSet, results: Mapping[Identity, Result]) -> Choice:
         """The best rate by held-out top-1, then by cross-entropy."""
-        chooser = self._chooser(row)
+        chooser = self.chooser(row)
         if chooser.lr:
             return Choice(row, data, chooser.lr, {})
         source = self.tuned_on(data)
-        tried = {}
-        for lr in self.study.tuning.lrs:
-            job = self._tuning_job(chooser, source, lr)
-            if job.identity in results:
-                tried[lr] = results[job.identity]
-        done = {lr: result for lr, result in tried.items() if result.is_done}
-        complete = len(tried) == len(self.study.tuning.lrs)
-        best = max(done, key=lambda lr: (done[lr].top1(), -done[lr].loss)) if done else None
-        return Choice(row, source, best if complete else None, tried)
+        reached = self._reached(chooser, source, results)
+        tried = {lr: result for lr, result in reached.items() if result is not None}
+        best = best_rate({lr: _score(result) for lr, result in tried.items()})
+        return Choice(row, source, best if len(tried) == len(reached) else None, tried)
 
     def test_jobs(self, results: Mapping[Identity, Result]) -> Iterator[Job]:
         """Every row with every seed on every data set; the first seed of all of them first, so that
@@ -240,8 +250,13 @@ def run_study(
     signal_number = 0
     with _alone(plan.out), StopRequest() as stop:
         try:
-            tuning = list(plan.tuning_jobs())
-            _run(plan, tuning, "learning rates", means, retry, stop, on_progress)
+            asked: set[Identity] = set()
+            # What is asked for next may depend on what was tried.
+            while tuning := [
+                job for job in plan.tuning_jobs(plan.results()) if job.identity not in asked
+            ]:
+                _run(plan, tuning, "learning rates", means, retry, stop, on_progress)
+                asked |= {job.identity for job in tuning}
             tests = list(plan.test_jobs(plan.results()))
             _run(plan, tests, "trainings", means, retry, stop, on_progress)
         except Interrupted as error:
@@ -325,6 +340,11 @@ def _lost(job: Job, outcome: Lost, means: Means) -> Result:
 
 def _scored(result: Result | None) -> Result | None:
     return result if result is not None and result.is_done else None
+
+
+def _score(result: Result) -> tuple[float, float] | None:
+    """Held-out top-1, then cross-entropy; None where the training failed."""
+    return (result.top1(), -result.loss) if result.is_done else None
 
 
 def _has_ended(job: Job, known: Mapping[Identity, Result], retry: bool) -> bool:

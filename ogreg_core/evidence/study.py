@@ -8,6 +8,7 @@ import torch: usage errors come before anything heavy.
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -23,7 +24,16 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib  # type: ignore[import-not-found,unused-ignore]
 
-__all__ = ["Control", "Row", "Study", "Tuning", "builtin_studies", "clips_per_epoch", "load_study"]
+__all__ = [
+    "Control",
+    "Row",
+    "Study",
+    "Tuning",
+    "best_rate",
+    "builtin_studies",
+    "clips_per_epoch",
+    "load_study",
+]
 
 Control = Literal["shuffled", "reversed", "middle", "half", "double", "irregular"]
 Rate = Annotated[float, Field(gt=0)]
@@ -37,6 +47,14 @@ _SHARED = (
     "train.epochs",
     "train.warmup_epochs",
     "train.lr",
+    "train.lr_scaling",
+    "train.reference_batch",
+    "train.head_lr",
+    "train.backbone_lr",
+    "train.min_lr",
+    "train.accumulate",
+    "train.ema",
+    "train.precision",
 )
 
 
@@ -64,6 +82,11 @@ class Tuning(Table):
     """How learning rates are chosen: on clips held out of the training split, never on the test."""
 
     lrs: Annotated[list[Rate], Field(min_length=1)] = Field(description="the grid, for all rows")
+    first: list[Rate] = Field(
+        [],
+        description="rates of the grid that are tried first; then the next one outwards as long as the "
+        "best lies at an end of what was tried; empty: all",
+    )
     clips: Positive = Field(description="seen by each training of the grid")
     held_out: Annotated[float, Field(gt=0, lt=1)] = Field(
         0.25, description="share of each class's training videos"
@@ -72,6 +95,47 @@ class Tuning(Table):
     each: bool = Field(
         False, description="on each data set by itself; false: on the first, for all of them"
     )
+
+    @model_validator(mode="after")
+    def _neighbours(self) -> Tuning:
+        grid = sorted(self.lrs)
+        if len(set(grid)) < len(grid):
+            raise ValueError("a rate stands twice in lrs")
+        if self.first and sorted(self.first) not in (
+            grid[low : low + len(self.first)] for low in range(len(grid))
+        ):
+            raise ValueError(f"first {self.first} are not neighbours in lrs {grid}")
+        return self
+
+    def reached(self, scores: Mapping[float, tuple[float, float] | None]) -> list[float]:
+        """The rates that the search asks for, in order; it has ended when each of them has been tried.
+        Scores of other rates change nothing.
+
+        Args:
+            scores: of what was tried, the higher the better; None where a training failed.
+        """
+        grid = sorted(self.lrs)
+        low, high = (grid.index(end(self.first or grid)) for end in (min, max))
+        while True:
+            found = grid[low : high + 1]
+            if any(lr not in scores for lr in found) or found == grid:
+                return found
+            best = best_rate({lr: scores[lr] for lr in found})
+            # Nothing could be trained: perhaps elsewhere.
+            if best is None:
+                return grid
+            if best == grid[low] and low > 0:
+                low -= 1
+            elif best == grid[high] and high < len(grid) - 1:
+                high += 1
+            else:
+                return found
+
+
+def best_rate(scores: Mapping[float, tuple[float, float] | None]) -> float | None:
+    """The rate with the highest score, the lower one of equals; None where all failed."""
+    done = {lr: score for lr, score in sorted(scores.items()) if score is not None}
+    return max(done, key=lambda lr: done[lr]) if done else None
 
 
 class Study(Table):
@@ -87,6 +151,9 @@ class Study(Table):
         ["shuffled", "middle"],
         description="tests beside the plain one, as of `ogreg eval --frame-order`",
     )
+    judged: list[Control] = Field(
+        [], description="controls under which rows are compared with the reference, too"
+    )
     tuning: Tuning
     rows: Annotated[list[Row], Field(min_length=1)]
 
@@ -101,11 +168,18 @@ class Study(Table):
                 raise ValueError(f"there is no row {name!r}; {nearest(name, names) or names}")
         if any(self.row(row.lr_of).lr_of for row in self.rows if row.lr_of):
             raise ValueError("a row takes its rate from one that takes its own from another")
+        if not set(self.judged) <= set(self.controls):
+            raise ValueError(f"judged {self.judged} are not all among the controls")
         if len(set(self.seeds)) < len(self.seeds):
             raise ValueError("a seed stands twice among the seeds")
         if self.tuning.seed in self.seeds:
             raise ValueError(f"seed {self.tuning.seed} is the tuning's own")
         return self
+
+    @property
+    def gives_rates(self) -> bool:
+        """Whether nothing is tuned."""
+        return all(self.row(row.lr_of).lr if row.lr_of else row.lr for row in self.rows)
 
     def row(self, name: str) -> Row:
         """The row of that name."""

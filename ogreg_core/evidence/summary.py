@@ -12,7 +12,12 @@ from ogreg_core.errors import DataError
 from ogreg_core.evidence.results import Result
 from ogreg_core.evidence.study import Study
 from ogreg_core.recipe import Recipe
-from ogreg_core.statistics import mean_interval, paired_bootstrap_interval, sign_flip_test
+from ogreg_core.statistics import (
+    binomial_tail,
+    mean_interval,
+    paired_bootstrap_interval,
+    sign_flip_test,
+)
 
 if TYPE_CHECKING:
     import numpy as np
@@ -29,6 +34,7 @@ __all__ = [
     "Tests",
     "Tuned",
     "Verdict",
+    "is_chance",
     "summarise",
 ]
 
@@ -37,8 +43,8 @@ SIGNIFICANT = 0.05
 # Two models are called alike if the interval of their difference stays within so many points: what the
 # choice of 400 test videos alone leaves open of one accuracy near a half (1.96 standard errors are 4.9).
 MARGIN_POINTS = 5.0
-# One seed says nothing about others.
-LEAST_SEEDS = 2
+# Two seeds may agree by chance.
+LEAST_SEEDS = 3
 _UNFINISHED = "not finished yet"
 
 
@@ -90,12 +96,14 @@ class Tuned:
         lr: chosen; None as long as it is not.
         accuracies: held-out top-1 in percent by learning rate; None where the training failed; empty
             where the study gives the rate, or another row does.
+        is_blind: whether it was chosen by videos of which it was right no more often than chance.
     """
 
     row: str
     dataset: str
     lr: float | None
     accuracies: Mapping[float, float | None] = field(default_factory=dict)
+    is_blind: bool = False
 
 
 @dataclass(frozen=True)
@@ -162,7 +170,9 @@ class Cell:
         lr: peak learning rate.
         top1s: percent, by seed.
         mean, low, high: of them, with the 95 % interval over seeds, as far as it lies in 0..100.
+        at_chance: seeds that are right no more often than chance could be (one-sided binomial test).
         difference: to the reference; None for the reference itself, too.
+        judged: the same under each control that the study compares rows under.
         controls: mean top-1 in percent of the same networks under each frame-order control that all of
             them were tested under.
         seconds: median of the trainings.
@@ -179,12 +189,23 @@ class Cell:
     mean: float | None = None
     low: float | None = None
     high: float | None = None
+    at_chance: tuple[int, ...] = ()
     difference: Difference | None = None
+    judged: Mapping[str, Difference] = field(default_factory=dict)
     controls: Mapping[str, float] = field(default_factory=dict)
     seconds: float | None = None
     gmacs: float | None = None
     params: int | None = None
     missing: Mapping[int, str] = field(default_factory=dict)
+
+    @property
+    def has_learnt(self) -> bool:
+        """Whether some seed is better than chance."""
+        return set(self.at_chance) != set(self.top1s)
+
+    def against(self, control: str) -> Difference | None:
+        """The difference to the reference under a control, or ``none``."""
+        return self.difference if control == "none" else self.judged.get(control)
 
 
 @dataclass(frozen=True)
@@ -194,12 +215,14 @@ class Verdict:
     Args:
         row: which.
         word: ``better``, ``worse``, ``no clear difference`` or ``not settled``.
-        why: of the last, one sentence.
+        why: what has to be said with it.
+        control: the frames that it is about; ``none`` are the plain ones.
     """
 
     row: str
     word: str
     why: str = ""
+    control: str = "none"
 
 
 @dataclass(frozen=True)
@@ -211,10 +234,10 @@ class Summary:
         study, recipe: the terms that are equal for all rows.
         data: the data sets, in order.
         cells: of each data set all rows in the study's order.
-        verdicts: of all rows but the reference.
+        verdicts: of all rows but the reference, under the plain frames and each judged control.
         tuned: learning rates and how they came about.
         failures: trainings without a result, those for learning rates included.
-        machines: device and threads of the trainings, each that occurs.
+        machines: on what the trainings ran, each that occurs, with all versions of the code.
     """
 
     name: str
@@ -230,6 +253,14 @@ class Summary:
     def cell(self, row: str, dataset: str) -> Cell:
         """The row's cell on the data set."""
         return next(cell for cell in self.cells if (cell.row, cell.dataset) == (row, dataset))
+
+    def is_blind(self, row: str, dataset: str) -> bool:
+        """Whether the row's learning rate there was chosen by what was no better than chance."""
+        return any(
+            item.is_blind
+            for item in self.tuned
+            if item.row == row and _serves(self.study, item, dataset)
+        )
 
     def document(self, command: str) -> dict[str, Any]:
         """For JSON, of the schema ``ogreg.evidence-report.v1``.
@@ -281,19 +312,23 @@ def summarise(
     """
     names = [row.name for row in study.rows]
 
-    def serves(item: Tuned, facts: DataFacts) -> bool:
-        return not study.tuning.each or item.dataset == facts.name
-
     cells: list[Cell] = []
     # In order, each once.
-    lost, machines = dict.fromkeys(failures), dict[str, None]()
+    lost, machines = dict.fromkeys(failures), dict[str, list[str]]()
     for test in tests:
         done = {row: _done(test, row, study.seeds) for row in names}
         failed = {row: _failed(test, row, study.seeds) for row in names}
         for row in names:
             reference = {} if row == study.reference else done.get(study.reference, {})
-            own = [item for item in tuned if item.row == row and serves(item, test.facts)]
-            hopeless = any(_is_hopeless(item, study) for item in own)
+            own = [
+                item for item in tuned if item.row == row and _serves(study, item, test.facts.name)
+            ]
+            chooser = study.row(row).lr_of or row
+            hopeless = any(
+                _is_hopeless(item, study)
+                for item in tuned
+                if item.row == chooser and _serves(study, item, test.facts.name)
+            )
             waiting = (
                 "cannot start: no rate of the grid could be trained" if hopeless else _UNFINISHED
             )
@@ -304,10 +339,17 @@ def summarise(
             }
             rates: list[float | None] = [item.lr for item in failed[row].values()]
             rates += [item.lr for item in own]
-            cells.append(_cell(row, test.facts.name, done[row], reference, missing, rates))
+            cells.append(_cell(row, test.facts, study.judged, done[row], reference, missing, rates))
             lost |= dict.fromkeys(failed[row].values())
-            machines |= dict.fromkeys(_machine(result) for result in done[row].values())
-    verdicts = [_verdict(study, row, cells) for row in names if row != study.reference]
+            for result in done[row].values():
+                codes = machines.setdefault(_machine(result), [])
+                codes += [code for code in _code(result) if code not in codes]
+    verdicts = [
+        _verdict(study, row, cells, control)
+        for control in ("none", *study.judged)
+        for row in names
+        if row != study.reference
+    ]
     return Summary(
         name,
         study,
@@ -317,7 +359,10 @@ def summarise(
         tuple(verdicts),
         tuple(tuned),
         tuple(lost),
-        tuple(machines),
+        tuple(
+            f"{machine}, code {' '.join(codes)}" if codes else machine
+            for machine, codes in machines.items()
+        ),
     )
 
 
@@ -346,6 +391,11 @@ def _failed(test: Tests, row: str, seeds: Sequence[int]) -> dict[int, Failure]:
     }
 
 
+def _serves(study: Study, item: Tuned, dataset: str) -> bool:
+    """Whether the rate is that of trainings on the data set: it is tuned there, or once for all."""
+    return not study.tuning.each or item.dataset == dataset
+
+
 def _is_hopeless(tuned: Tuned, study: Study) -> bool:
     """Whether all rates were tried, and all failed."""
     tried = len(tuned.accuracies) == len(study.tuning.lrs)
@@ -353,8 +403,8 @@ def _is_hopeless(tuned: Tuned, study: Study) -> bool:
 
 
 def _machine(result: Result) -> str:
-    """On what a training ran, and with which code, as far as it was recorded; if results of a table differ
-    in it, the report shows all of them.
+    """On what a training ran, as far as it was recorded; if results of a table differ in it, the report
+    shows all of them.
     """
     made = result.made
     device, threads = made.get("device", "unknown device"), made.get("threads")
@@ -362,13 +412,18 @@ def _machine(result: Result) -> str:
     parts += [f"time of the {made['clock']}"] if "clock" in made else []
     parts += [str(made["precision"])] if "precision" in made else []
     parts += [f"torch {made['torch']}"] if "torch" in made else []
-    parts += [f"code {made['source'][:8]}"] if "source" in made else []
     return ", ".join(parts)
+
+
+def _code(result: Result) -> list[str]:
+    """The beginning of the hash of the code that trained, as far as it was recorded."""
+    return [result.made["source"][:8]] if "source" in result.made else []
 
 
 def _cell(
     row: str,
-    dataset: str,
+    facts: DataFacts,
+    judged: Sequence[str],
     done: Mapping[int, Result],
     reference: Mapping[int, Result],
     missing: Mapping[int, str],
@@ -376,26 +431,38 @@ def _cell(
 ) -> Cell:
     """A row's cell; its learning rate is the first of ``rates`` where no result tells it."""
     if not done:
-        return Cell(row, dataset, lr=rates[0] if rates else None, missing=missing)
+        return Cell(row, facts.name, lr=rates[0] if rates else None, missing=missing)
     first = next(iter(done.values()))
     top1s = {seed: result.top1() for seed, result in done.items()}
     mean, low, high = mean_interval(list(top1s.values()))
     return Cell(
         row,
-        dataset,
+        facts.name,
         model=first.model,
         lr=first.lr,
         top1s=top1s,
         mean=mean,
         low=None if math.isnan(low) else max(low, 0.0),
         high=None if math.isnan(high) else min(high, 100.0),
+        at_chance=tuple(seed for seed, result in done.items() if is_chance(result, facts.classes)),
         difference=_difference(reference, done),
+        judged={
+            control: difference
+            for control in judged
+            if (difference := _difference(reference, done, control)) is not None
+        },
         controls=_controlled(list(done.values())),
         seconds=statistics.median(result.seconds for result in done.values()),
         gmacs=first.gmacs,
         params=first.params,
         missing=missing,
     )
+
+
+def is_chance(result: Result, classes: int) -> bool:
+    """Whether it is right no more often than guessing could be (one-sided binomial test)."""
+    bits = result.right["none"]
+    return binomial_tail(bits.count("1"), len(bits), 1.0 / classes) >= SIGNIFICANT
 
 
 def _controlled(results: Sequence[Result]) -> dict[str, float]:
@@ -407,12 +474,18 @@ def _controlled(results: Sequence[Result]) -> dict[str, float]:
     }
 
 
-def _difference(first: Mapping[int, Result], second: Mapping[int, Result]) -> Difference | None:
-    """The second less the first, over the seeds of both; None if they share none."""
-    seeds = tuple(seed for seed in second if seed in first)
+def _difference(
+    first: Mapping[int, Result], second: Mapping[int, Result], control: str = "none"
+) -> Difference | None:
+    """The second less the first, over the seeds that both were tested with; None if there is none."""
+    seeds = tuple(
+        seed
+        for seed in second
+        if seed in first and control in first[seed].right and control in second[seed].right
+    )
     if not seeds:
         return None
-    a, b = (_table([results[seed] for seed in seeds]) for results in (first, second))
+    a, b = (_table([results[seed].right[control] for seed in seeds]) for results in (first, second))
     low, high = paired_bootstrap_interval(a, b)
     by_video = b.sum(axis=0) - a.sum(axis=0)
     points = 100.0 * float(by_video.sum()) / a.size
@@ -422,40 +495,58 @@ def _difference(first: Mapping[int, Result], second: Mapping[int, Result]) -> Di
     return Difference(points, 100 * low, 100 * high, p, each)
 
 
-def _table(results: Sequence[Result]) -> np.ndarray:
+def _table(right: Sequence[str]) -> np.ndarray:
     """Whether each video is right under each seed, ``[seeds, videos]``."""
     import numpy as np
 
-    return np.array([[int(bit) for bit in result.right["none"]] for result in results])
+    return np.array([[int(bit) for bit in bits] for bits in right])
 
 
-def _verdict(study: Study, row: str, cells: Sequence[Cell]) -> Verdict:
+def _verdict(study: Study, row: str, cells: Sequence[Cell], control: str) -> Verdict:
     """Clear only if it is clear on every data set, and the same way."""
+    word, why = _judge(study, row, cells, control)
+    return Verdict(row, word, why, control)
+
+
+def _judge(study: Study, row: str, cells: Sequence[Cell], control: str) -> tuple[str, str]:
+    """Word and reason of a verdict."""
     both = [cell for cell in cells if cell.row in (row, study.reference)]
+    own = [cell for cell in both if cell.row == row]
     lacking = [cell for cell in both if cell.missing]
     if lacking:
-        return Verdict(row, "not settled", f"{lacking[0].row} lacks seeds on {lacking[0].dataset}")
-    found = [cell.difference for cell in both if cell.row == row]
-    differences = [difference for difference in found if difference]
+        return "not settled", f"{lacking[0].row} lacks seeds on {lacking[0].dataset}"
+    found = {cell.dataset: cell.against(control) for cell in own}
+    differences = [difference for difference in found.values() if difference]
     if not differences or len(differences) < len(found):
-        return Verdict(row, "not settled", "the reference was not trained")
+        return "not settled", "the reference was not trained, or not tested so"
     if min(len(difference.seeds) for difference in differences) < LEAST_SEEDS:
-        return Verdict(row, "not settled", "one seed says nothing about others")
+        return "not settled", f"fewer than {LEAST_SEEDS} seeds"
     if all(one.is_clear for one in differences):
         if all(one.low > 0 for one in differences):
-            return Verdict(row, "better")
+            return "better", _caveats([cell for cell in both if cell not in own])
         if all(one.high < 0 for one in differences):
-            return Verdict(row, "worse")
-        return Verdict(row, "not settled", "better on one data set, worse on another")
+            return "worse", _caveats(own)
+        return "not settled", "better on one data set, worse on another"
     if all(one.is_small for one in differences):
-        return Verdict(row, "no clear difference")
-    return Verdict(row, "not settled", _unsettled(both, row))
+        return "no clear difference", ""
+    return "not settled", _unsettled(found)
 
 
-def _unsettled(cells: Sequence[Cell], row: str) -> str:
+def _caveats(losers: Sequence[Cell]) -> str:
+    """What has to be said of a clear verdict."""
+    said = []
+    if len(losers) == 1:
+        said.append(f"on {losers[0].dataset} alone")
+    stuck = [cell.dataset for cell in losers if not cell.has_learnt]
+    if stuck:
+        said.append(f"{losers[0].row} is at chance on {', '.join(stuck)} after this budget")
+    return "; ".join(said)
+
+
+def _unsettled(found: Mapping[str, Difference | None]) -> str:
     """Where a difference is neither clear nor small."""
-    clear = [c.dataset for c in cells if c.row == row and c.difference and c.difference.is_clear]
-    others = [c.dataset for c in cells if c.row == row and c.dataset not in clear]
+    clear = [dataset for dataset, difference in found.items() if difference and difference.is_clear]
+    others = [dataset for dataset in found if dataset not in clear]
     if clear:
         return f"clear on {', '.join(clear)}, not on {', '.join(others)}"
     return f"neither clear nor within ±{MARGIN_POINTS:g} points"

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from ogreg_core.evidence.study import Row, clips_per_epoch
 from ogreg_core.evidence.summary import (
+    LEAST_SEEDS,
     MARGIN_POINTS,
     SIGNIFICANT,
     Cell,
@@ -24,6 +25,7 @@ __all__ = ["TerminalTable", "markdown", "terminal_tables"]
 _MISSING = "-"
 _MARKS = "abcdefghijklmnopqrstuvwxyz"
 _HASH_DIGITS = 12
+_BLIND = "chosen by held-out videos of which it was right no more often than chance"
 _OPTIMIZERS = {"adamw": "AdamW", "sgd": "SGD", "nesterov": "SGD with Nesterov's momentum"}
 _ESCAPES = str.maketrans({sign: f"\\{sign}" for sign in "\\|*`<$_~["})
 # What a terminal of 100 columns has room for.
@@ -103,16 +105,17 @@ def terminal_tables(summary: Summary) -> list[TerminalTable]:
         title = f"{facts.name}: top-1 in %, difference to {short(summary.study.reference)}"
         right = tuple(range(1, len(columns)))
         tables.append(TerminalTable(title, columns, tuple(rows), right, tuple(notes)))
-    if summary.verdicts:
-        tables.append(_terminal_verdicts(summary))
-    return tables
+    controls = dict.fromkeys(verdict.control for verdict in summary.verdicts)
+    return [*tables, *(_terminal_verdicts(summary, control) for control in controls)]
 
 
-def _terminal_verdicts(summary: Summary) -> TerminalTable:
-    title = f"against {short(summary.study.reference)}, over {_counted(summary.data, 'data set')}"
+def _terminal_verdicts(summary: Summary, control: str) -> TerminalTable:
+    sets = _counted(summary.data, "data set")
+    title = f"against {short(summary.study.reference)}, over {sets}{_shown(control)}"
     rows = [
         (short(verdict.row, _NAME_COLUMNS), short(_verdict_words(verdict), _WORDS_COLUMNS))
         for verdict in summary.verdicts
+        if verdict.control == control
     ]
     return TerminalTable(title, ("model", "verdict"), tuple(rows), ())
 
@@ -125,7 +128,13 @@ def _caption(summary: Summary, facts: DataFacts) -> str:
         weights += " with linear layers spread by 1 / sqrt(inputs)"
     optimizer = _OPTIMIZERS[recipe.train.optimizer]
     views = recipe.eval.clips * recipe.eval.crops
-    rates = ", ".join(f"{lr:g}" for lr in study.tuning.lrs)
+    grid = ", ".join(f"{lr:g}" for lr in study.tuning.lrs)
+    rates = "given by the study" if study.gives_rates else f"from {grid}"
+    if study.tuning.first and not study.gives_rates:
+        first = ", ".join(f"{lr:g}" for lr in study.tuning.first)
+        rates += (
+            f" (first {first}, then outwards as long as the best lies at an end of what was tried)"
+        )
     sentences = [
         f"{facts.classes} classes, {thousands(facts.train_videos)} training and "
         f"{thousands(facts.val_videos)} test videos; chance is {facts.chance:.1f} %.",
@@ -136,7 +145,7 @@ def _caption(summary: Summary, facts: DataFacts) -> str:
         f"{_seen(summary, facts)} clips seen in {_counted(range(facts.epochs), 'epoch')}, "
         f"batches of {recipe.train.batch_size}, {optimizer} with {100 * study.warmup:g} % of linear "
         f"warm-up and a cosine; seeds {_list(study.seeds)}; learning "
-        f"rates from {rates}.",
+        f"rates {rates}.",
         *_exceptions(summary),
     ]
     return " ".join(sentences)
@@ -189,6 +198,7 @@ def _entries(summary: Summary, row: Row, facts: DataFacts) -> dict[str, _Entry]:
     # Why there is none of all the figures that come from results.
     why = "" if cell.top1s else _lacking(cell.missing)
     lr = _Entry(_MISSING, "its learning rate is not chosen yet")
+    blind = _BLIND if summary.is_blind(row.name, facts.name) else ""
     difference, p = _compared(summary, cell, why)
     control = why or "not tested under this control"
     return {
@@ -196,7 +206,7 @@ def _entries(summary: Summary, row: Row, facts: DataFacts) -> dict[str, _Entry]:
         "note": _Entry(row.note),
         "params (M)": _number(cell.params, lambda value: digits(value / 1e6), why),
         "GMACs": _number(cell.gmacs, digits, why),
-        "lr": lr if cell.lr is None else _Entry(f"{cell.lr:g}"),
+        "lr": lr if cell.lr is None else _Entry(f"{cell.lr:g}", blind),
         "top-1 [95 %]": _top1(cell, why),
         f"seeds {_list(summary.study.seeds)}": _by_seed(summary, cell),
         "difference [95 %]": difference,
@@ -216,11 +226,12 @@ def _number(value: float | None, write: Callable[[float], str], why: str) -> _En
 def _top1(cell: Cell, why: str) -> _Entry:
     if cell.mean is None:
         return _Entry(_MISSING, why)
+    alone = "one seed has no interval" if cell.low is None else ""
+    stuck = f"no better than chance: {_seeds(cell.at_chance)}" if cell.at_chance else ""
+    note = "; ".join(filter(None, [alone, stuck, _lacking(cell.missing)]))
     if cell.low is None or cell.high is None:
-        note = "; ".join(["one seed has no interval", *filter(None, [_lacking(cell.missing)])])
         return _Entry(_percent(cell.mean), note)
-    text = f"{_percent(cell.mean)} [{_percent(cell.low)}, {_percent(cell.high)}]"
-    return _Entry(text, _lacking(cell.missing))
+    return _Entry(f"{_percent(cell.mean)} [{_percent(cell.low)}, {_percent(cell.high)}]", note)
 
 
 def _by_seed(summary: Summary, cell: Cell) -> _Entry:
@@ -239,6 +250,8 @@ def _compared(summary: Summary, cell: Cell, why: str) -> tuple[_Entry, _Entry]:
     p = cell.difference.p
     few = [seed for seed in summary.study.seeds if seed not in cell.difference.seeds]
     note = f"difference over {_seeds(cell.difference.seeds)} only" if few else ""
+    if len(cell.difference.seeds) == 1:
+        note = "; ".join(filter(None, [note, "one seed: the interval and p are over videos alone"]))
     return _Entry(_interval(cell.difference), note), _Entry("<0.0001" if p < 1e-4 else f"{p:.4f}")
 
 
@@ -287,21 +300,39 @@ def _controls(summary: Summary) -> str:
 def _verdicts(summary: Summary) -> Iterator[str]:
     if not summary.verdicts:
         return
-    yield "### Over all data sets"
-    lines = []
-    for verdict in summary.verdicts:
-        cells = [summary.cell(verdict.row, facts.name) for facts in summary.data]
-        texts = [_interval(cell.difference) if cell.difference else _MISSING for cell in cells]
-        lines.append([_escape(verdict.row), *texts, _escape(_verdict_words(verdict))])
-    names = [_escape(facts.name) for facts in summary.data]
-    yield _table(["model", *names, "verdict"], lines, ("model", "verdict"))
+    for control in dict.fromkeys(verdict.control for verdict in summary.verdicts):
+        yield f"### Over all data sets{_shown(control)}"
+        yield _verdict_table(summary, control)
     others = _counted(summary.verdicts, "comparison")
+    borrowed = any(row.lr_of for row in summary.study.rows)
     yield (
         f"Better or worse: on every data set p < {SIGNIFICANT:g}, an interval that lies on one side of 0 "
-        "and every seed on that side, the same on all of them. No clear difference: every interval within "
-        f"±{MARGIN_POINTS:g} points. Else not settled. The p are not corrected for the {others}, and see "
-        "no seeds; the interval sees less of them than other seeds would show."
+        f"and each of at least {LEAST_SEEDS} seeds on that side, the same on all of them. No clear "
+        f"difference: every interval within ±{MARGIN_POINTS:g} points, for which a few hundred test "
+        "videos hardly suffice. Else not settled. At chance: no seed is right more often than chance "
+        "(binomial test), so that only the beginning of training is compared. The p are not corrected for "
+        f"the {others}, and see no seeds; the interval sees less of them than other seeds would show."
+        + (" A rate that is another row's may favour that row." if borrowed else "")
     )
+
+
+def _shown(control: str) -> str:
+    """On which frames, to follow a title; nothing of the plain ones."""
+    return "" if control == "none" else f", {_CONTROLS[control]}"
+
+
+def _verdict_table(summary: Summary, control: str) -> str:
+    """Differences on each data set, and what they say together."""
+    lines = []
+    for verdict in summary.verdicts:
+        if verdict.control != control:
+            continue
+        cells = [summary.cell(verdict.row, facts.name) for facts in summary.data]
+        found = [cell.against(control) for cell in cells]
+        texts = [_interval(difference) if difference else _MISSING for difference in found]
+        lines.append([_escape(verdict.row), *texts, _escape(_verdict_words(verdict))])
+    names = [_escape(facts.name) for facts in summary.data]
+    return _table(["model", *names, "verdict"], lines, ("model", "verdict"))
 
 
 def _verdict_words(verdict: Verdict) -> str:
@@ -340,7 +371,11 @@ def _tuning(summary: Summary) -> Iterator[str]:
 
 def _tuning_line(summary: Summary, item: Tuned, grid: Sequence[float], marks: _Marks) -> list[str]:
     row = next((row for row in summary.study.rows if row.name == item.row), Row(name=item.row))
-    note = "the study gives the rate" if row.lr else "not run yet"
+    note = "not run yet" if item.lr is None else "not tried: its neighbour was not the best"
+    if row.lr:
+        note = "the study gives the rate"
+    if row.lr_of:
+        note = "takes the rate of another"
     texts = []
     for lr in grid:
         top1 = item.accuracies.get(lr)
@@ -354,7 +389,9 @@ def _tuning_line(summary: Summary, item: Tuned, grid: Sequence[float], marks: _M
     at_end = len(grid) > 1 and item.accuracies and item.lr in (grid[0], grid[-1])
     ends = "an end of the grid: a rate beyond it may be better" if at_end else ""
     whose = f"the rate of {row.lr_of}" if row.lr_of else ""
-    return [_escape(item.row), *texts, marks.add(chosen, "; ".join(filter(None, [whose, ends])))]
+    blind = _BLIND if item.is_blind else ""
+    notes = "; ".join(filter(None, [whose, blind, ends]))
+    return [_escape(item.row), *texts, marks.add(chosen, notes)]
 
 
 class _Marks:

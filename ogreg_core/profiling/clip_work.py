@@ -9,14 +9,14 @@ import torch
 from torch import Tensor, nn
 
 from ogreg_core.models.layers import captured_inputs
-from ogreg_core.models.ogreg import MDConv
+from ogreg_core.models.mdconv import MDConv
 from ogreg_core.models.protocol import VideoModel
+from ogreg_core.models.sparse_gaze import TapWork, is_modulated, open_places
 
 __all__ = ["CLOSED_BELOW", "BlockWork", "ClipWork", "clip_work"]
 
-# A position whose modulation, mean over channels, is lower adds next to nothing from its neighbours.
+# A position whose modulation is lower in every channel adds next to nothing from its neighbours.
 CLOSED_BELOW = 0.05
-_TAPS_PER_SIDE = 9
 
 
 @dataclass(frozen=True)
@@ -26,20 +26,22 @@ class BlockWork:
     Args:
         name: of its block, as a path in the model.
         mean_modulation: m, mean over positions and channels, 0..1.
-        closed: share of positions between neighbouring frames whose m, mean over channels, is below
-            ``CLOSED_BELOW``, 0..1.
-        temporal_multiply_adds: of both temporal taps at all positions.
+        taps: what the sparse Gaze would do with a threshold of ``CLOSED_BELOW``.
     """
 
     name: str
     mean_modulation: float
-    closed: float
-    temporal_multiply_adds: int
+    taps: TapWork
 
     @property
-    def closed_multiply_adds(self) -> float:
-        """Of the temporal taps at closed positions: what could be skipped."""
-        return self.closed * self.temporal_multiply_adds
+    def closed(self) -> float:
+        """Share of places, positions between neighbouring frames, whose taps could be skipped, 0..1."""
+        return 1.0 - self.taps.share if self.taps.places else 0.0
+
+    @property
+    def closed_multiply_adds(self) -> int:
+        """Of the temporal taps that could be skipped."""
+        return self.taps.dense_multiply_adds - self.taps.multiply_adds
 
 
 @dataclass(frozen=True)
@@ -55,7 +57,7 @@ class ClipWork:
     kept: dict[str, float]
 
     @property
-    def closed_multiply_adds(self) -> float:
+    def closed_multiply_adds(self) -> int:
         """What could be skipped in all blocks."""
         return sum(gaze.closed_multiply_adds for gaze in self.gazes)
 
@@ -69,7 +71,7 @@ class ClipWork:
                     "name": gaze.name,
                     "mean_modulation": gaze.mean_modulation,
                     "positions_below_pct": 100 * gaze.closed,
-                    "temporal_gmacs": gaze.temporal_multiply_adds / 1e9,
+                    "temporal_gmacs": gaze.taps.dense_multiply_adds / 1e9,
                     "skippable_gmacs": gaze.closed_multiply_adds / 1e9,
                 }
                 for gaze in self.gazes
@@ -92,7 +94,7 @@ def clip_work(model: nn.Module, clip: Tensor) -> ClipWork:
     gazes = {
         name.removesuffix(".gaze"): module
         for name, module in model.named_modules()
-        if isinstance(module, MDConv) and module.gaze == "modulated"
+        if isinstance(module, MDConv) and is_modulated(module)
     }
     with captured_inputs(gazes) as inputs:
         _, maps = cast(VideoModel, model).forward_with_maps(clip)
@@ -105,15 +107,10 @@ def clip_work(model: nn.Module, clip: Tensor) -> ClipWork:
 
 
 def _block_work(name: str, gaze: MDConv, y: Tensor) -> BlockWork:
-    batch, frames, height, width, channels = y.shape
+    channels = y.shape[-1]
     m = gaze.modulation(y)
     if m is None:  # A single token frame has no neighbours.
-        return BlockWork(name, 0.0, 0.0, 0)
-    opening = m.mean(dim=-1).expand(batch, frames - 1, height, width)
-    return BlockWork(
-        name=name,
-        mean_modulation=float(opening.mean()),
-        closed=float((opening < CLOSED_BELOW).float().mean()),
-        # Between two frames each gives to the other.
-        temporal_multiply_adds=2 * _TAPS_PER_SIDE * channels * opening.numel(),
-    )
+        return BlockWork(name, 0.0, TapWork(channels))
+    is_open = open_places(gaze, y, CLOSED_BELOW)
+    taps = TapWork(channels, places=is_open.numel(), open=int(is_open.sum()))
+    return BlockWork(name, float(m.mean()), taps)

@@ -39,7 +39,8 @@ from ogreg_core.models.video_focalnet import (
     VideoFocalNetConfig,
     map_video_focalnet,
 )
-from ogreg_core.models.xvit import XViT, XViTConfig, map_xvit, settings_of
+from ogreg_core.models.xvit import XViT, XViTConfig
+from ogreg_core.models.xvit_weights import map_xvit, settings_of
 
 # --- files and comparisons -----------------------------------------------------------------------
 

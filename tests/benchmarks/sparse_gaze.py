@@ -2,7 +2,7 @@
 
 Run by name, not by pytest: ``PYTHONPATH=. python tests/benchmarks/sparse_gaze.py RUN [RUN ...] --data FOLDER
 [--thresholds 0,0.1,1] [--study tokens --results FOLDER_OF_ITS_TRAININGS]``. Each RUN is a checkpoint or run
-folder of the same OG-ReG with another seed. Every threshold is scored on the validation videos as ``ogreg
+folder of the same experiment with another seed. Every threshold is scored on the validation videos as ``ogreg
 eval`` does. Multiply-adds are those of the dense model by fvcore less those of the temporal taps that were
 skipped, mean over the videos; milliseconds are medians over a few of the videos, one at a time, dense and
 sparse in turn. A study of STTS on the same data set is drawn beside it, from trainings that have ended.
@@ -192,15 +192,22 @@ def rows_of(seeds: Sequence[dict[float | str, Point]]) -> list[dict[str, Any]]:
     return rows
 
 
-def study_curves(options: argparse.Namespace, dataset: str) -> dict[str, list[Cell]]:
+def study_curves(
+    options: argparse.Namespace, dataset: str, experiment: str
+) -> dict[str, list[Cell]]:
     """Rows of a study that have results on the data set, by the setting that they change; each curve
-    begins at the reference.
+    begins at the reference, which must be the experiment that the checkpoints are from.
     """
     if not options.study:
         return {}
     name, recipe, study = load_study(options.study)
     data = [DataSet.open(folder) for folder in options.study_data or [options.data]]
-    cells = summary_of(name, Plan(study, recipe, data, options.results)).cells
+    plan = Plan(study, recipe, data, options.results)
+    usual_row, here = study.row(study.reference), next(d for d in data if d.name == dataset)
+    job = plan.test_job(usual_row, here, plan.seeds[0], plan.results())
+    if job is None or job.identity.experiment != experiment:
+        raise SystemExit(f"the checkpoints are not of the study's row {study.reference!r}")
+    cells = summary_of(name, plan).cells
     found = [cell for cell in cells if cell.dataset == dataset and cell.top1s and cell.gmacs]
     usual = set(study.row(study.reference).changes)
     reference = [cell for cell in found if cell.row == study.reference]
@@ -256,7 +263,7 @@ def draw(
     if curves:
         _draw_curve(axes[1], curve, COLOURS[1], "sparse Gaze, trained dense")
         for colour, (setting, cells) in zip(_OTHERS, curves.items(), strict=False):
-            named = {c.row: Dot(c.gmacs or 0.0, [*c.top1s.values()], c.row) for c in cells}
+            named = {c.row: Dot(c.gmacs or 0.0, [*c.top1s.values()], _named(c)) for c in cells}
             _draw_curve(axes[1], [*named.values()], colour, f"trained with {setting}")
             others |= named
         axes[1].legend(fontsize=SMALL_PT)
@@ -273,6 +280,14 @@ def draw(
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png")
     write_atomic(path, lambda temporary: temporary.write_bytes(buffer.getvalue()))
+
+
+def _named(cell: Cell) -> str:
+    """The row, and how many of its seeds are there if not all."""
+    seeds = len(cell.top1s)
+    return (
+        f"{cell.row} ({seeds} of {seeds + len(cell.missing)} seeds)" if cell.missing else cell.row
+    )
 
 
 def _draw_curve(ax: Any, dots: Sequence[Dot], colour: str, label: str) -> None:
@@ -327,11 +342,11 @@ def run(options: argparse.Namespace) -> list[dict[str, Any]]:
         for path in options.runs
     ]
     infos = [evaluation.info for evaluation in evaluations]
-    if len({(info.model, repr(info.options), info.sampling, info.size) for info in infos}) > 1:
-        raise SystemExit(
-            "the checkpoints are of different models or inputs; give one for each seed"
-        )
-    curves = study_curves(options, evaluations[0].manifest.dataset)
+    if len({info.experiment_sha256 for info in infos}) > 1:
+        raise SystemExit("the checkpoints differ in more than their seed")
+    if len({info.seed for info in infos}) < len(infos):
+        raise SystemExit("two checkpoints have the same seed")
+    curves = study_curves(options, evaluations[0].manifest.dataset, infos[0].experiment_sha256)
     measured = [points_of(evaluation, options.thresholds, options) for evaluation in evaluations]
     least = statistics.fmean(bound for _, bound in measured)
     rows = rows_of([points for points, _ in measured])

@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ogreg_core.statistics import (
+    binomial_tail,
     expected_calibration_error,
     mcnemar_exact,
     mean_interval,
@@ -199,6 +200,28 @@ def test_student_quantile_has_the_area_below_it(degrees):
     weights[1:-1:2], weights[2:-1:2] = 4, 2
     area = float((weights * density).sum() * t / 2000 / 3)
     assert 0.5 + area == pytest.approx(0.9, abs=1e-9)
+
+
+@given(st.integers(1, 60), st.data())
+def test_binomial_tail_is_the_exact_sum(trials, data):
+    successes = data.draw(st.integers(0, trials))
+    share = Fraction(data.draw(st.integers(0, 20)), 20)
+    # Of the trials one after the other: the distribution of how many succeeded so far.
+    known = [Fraction(1)]
+    for _ in range(trials):
+        known = [
+            (known[n] if n < len(known) else 0) * (1 - share) + (known[n - 1] * share if n else 0)
+            for n in range(len(known) + 1)
+        ]
+    expected = float(sum(known[successes:]))
+    assert binomial_tail(successes, trials, float(share)) == pytest.approx(expected, abs=1e-12)
+
+
+@pytest.mark.parametrize(("successes", "trials"), [(0, 2000), (300, 2000), (2600, 20000)])
+def test_binomial_tail_of_a_large_test_set(successes, trials):
+    ways = sum(math.comb(trials, n) * 7 ** (trials - n) for n in range(successes))
+    expected = float(1 - Fraction(ways, 8**trials))
+    assert binomial_tail(successes, trials, 1 / 8) == pytest.approx(expected, rel=1e-8)
 
 
 def test_student_quantile_equals_scipy():

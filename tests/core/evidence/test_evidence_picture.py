@@ -140,7 +140,7 @@ def test_ours_and_stems_stand_out():
         filled = to_hex(dot.get_markerfacecolor()).upper()
         assert filled == ("#FFFFFF" if n % 2 else dot.get_color().upper())
     facts = " ".join(text.get_text() for text in figure.texts)
-    assert "hollow: own stem; filled: conv stem" in facts
+    assert "filled: conv stem; hollow: another stem" in facts
     assert "mean of 3 seeds" in facts
     # With one kind of stem there is nothing to tell.
     single = " ".join(text.get_text() for text in evidence_figure(CASES["one"]).texts)

@@ -145,6 +145,45 @@ def test_every_row_gets_the_same_budget_and_the_rate_that_did_best_on_held_out_v
     assert "ogreg evidence stems" in text
 
 
+def test_the_search_goes_on_while_the_best_rate_lies_at_an_end(plan_in, monkeypatch):
+    """Of 12, the rate 4e-3 is the best; the scores of what is not trained here are made up."""
+    plan = plan_in("out", ["conv", "patch", "flat"])
+    tuning = plan.study.tuning.model_copy(
+        update={"lrs": [5e-4, 1e-3, 2e-3, 4e-3, 8e-3], "first": [1e-3, 2e-3]}
+    )
+    plan.study = plan.study.model_copy(update={"tuning": tuning})
+    right = {5e-4: 3, 1e-3: 2, 2e-3: 5, 4e-3: 9, 8e-3: 1}
+    trained = []
+
+    def scored(job, means):
+        lr = job.loaded.recipe.train.lr
+        trained.append((job.row, lr, job.dataset))
+        bits = (
+            "1" * right[lr] + "0" * (12 - right[lr]) if job.dataset == "four-tuning" else "10" * 4
+        )
+        scores = dict.fromkeys(["none", *job.controls], bits)
+        return replace(job.failed(""), status="done", right=scores)
+
+    monkeypatch.setattr(runner, "run_job", scored)
+    run(plan)
+    for row in ("conv", "patch"):
+        rates = [lr for name, lr, data in trained if (name, data) == (row, "four-tuning")]
+        assert rates == [1e-3, 2e-3, 4e-3, 8e-3]
+    tests = [lr for _, lr, data in trained if data == "four"]
+    assert tests == [4e-3] * 3
+    count = len(trained)
+    run(plan)
+    assert len(trained) == count
+    assert not any(item.is_blind for item in summary_of("stems", plan).tuned)
+
+    # Five of 12 are no more than luck among four classes.
+    right[4e-3], plan.out = 5, plan.out / "elsewhere"
+    run(plan)
+    assert {item.row for item in summary_of("stems", plan).tuned if item.is_blind} == {
+        *("conv", "patch", "flat")
+    }
+
+
 def test_what_was_interrupted_goes_on_to_the_same_end(plan_in, monkeypatch):
     whole = [learnt(result) for result in run(plan_in("whole", ["conv"], [0]))]
     plan = plan_in("parts", ["conv"], [0])
@@ -196,8 +235,8 @@ def test_what_is_no_fault_of_a_row_ends_the_study_and_is_not_recorded(plan_in, t
     assert not plan.results_file.exists()
     killed = Lost("crash", "the process died (signal 9)", from_outside=True)
     with pytest.raises(EnvironmentFault, match="was killed"):
-        runner._lost(next(plan.tuning_jobs()), killed, HERE)
-    crashed = runner._lost(next(plan.tuning_jobs()), Lost("crash", "signal 11"), HERE)
+        runner._lost(next(plan.tuning_jobs({})), killed, HERE)
+    crashed = runner._lost(next(plan.tuning_jobs({})), Lost("crash", "signal 11"), HERE)
     assert (crashed.status, crashed.reason) == (
         *("failed", "its process died (a crash in a native library)"),
     )
@@ -247,6 +286,9 @@ def test_a_failure_is_listed_and_the_others_go_on(plan_in, monkeypatch):
     }
     # Of the row that failed, and not of others.
     assert {failure.row for failure in summary.failures} == {"patch"}
+    # Whose rate a row takes is told of even where only the row is asked for.
+    alone = summary_of("stems", plan_in("out", ["flat"], [0]))
+    assert {item.row for item in alone.tuned if item.accuracies} == {"conv"}
 
     assert len(run(plan)) == len(results)
     monkeypatch.setattr(training, "build_trainer", build)

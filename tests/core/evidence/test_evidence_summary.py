@@ -10,7 +10,7 @@ import pytest
 
 from ogreg_core.errors import DataError
 from ogreg_core.evidence.results import Identity, Result
-from ogreg_core.evidence.study import Study
+from ogreg_core.evidence.study import Row, Study
 from ogreg_core.evidence.summary import DataFacts, Difference, Failure, Tuned, summarise
 
 # A class called Tests would be taken for one.
@@ -95,6 +95,20 @@ def test_a_cell_has_the_figures_of_its_results():
     assert found.cell("other", "first") is other
 
 
+def test_a_machine_is_named_once_with_every_version_of_the_code():
+    codes = ("1234abcd" + "0" * 56, "ffff0000" + "0" * 56)
+    made = [{"source": codes[0]}, {"source": codes[1]}, {"source": codes[0], "device": "cuda"}]
+    rows = [
+        replace(item, made={**item.made, **more})
+        for item, more in zip(three(100), made, strict=True)
+    ]
+    found = summarise("study", study(), Recipe(), [OnData(facts(), {"ours": rows})])
+    assert found.machines == (
+        "cpu, 1 thread, code 1234abcd ffff0000",
+        "cuda, 1 thread, code 1234abcd",
+    )
+
+
 def test_differences_are_those_of_the_statistics():
     import numpy as np
 
@@ -131,7 +145,17 @@ def test_intervals_stay_among_the_percents():
     ("sets", "word", "why"),
     [
         ([{"ours": 80, "other": 120}, {"ours": 100, "other": 140}], "better", ""),
-        ([{"ours": 120, "other": 80}], "worse", ""),
+        ([{"ours": 120, "other": 80}], "worse", "on set0 alone"),
+        (
+            [{"ours": 120, "other": 80}, {"ours": 100, "other": 30}],
+            "worse",
+            "other is at chance on set1 after this budget",
+        ),
+        (
+            [{"ours": 25, "other": 80}, {"ours": 25, "other": 90}],
+            "better",
+            "ours is at chance on set0, set1 after this budget",
+        ),
         ([{"ours": 100, "other": 100}, {"ours": 80, "other": 80}], "no clear difference", ""),
         (
             [{"ours": 80, "other": 120}, {"ours": 120, "other": 80}],
@@ -171,9 +195,13 @@ def test_a_grid_that_failed_as_a_whole_is_told():
     hopeless = Tuned("other", "first", None, dict.fromkeys(rates))
     tests = [OnData(facts(), {"ours": three(90)})]
     found = summarise("study", study("other"), Recipe(), tests, [hopeless])
-    assert found.cell("other", "first").missing == dict.fromkeys(
-        (0, 1, 2), "cannot start: no rate of the grid could be trained"
-    )
+    why = dict.fromkeys((0, 1, 2), "cannot start: no rate of the grid could be trained")
+    assert found.cell("other", "first").missing == why
+    # Nor can a row that takes its rate.
+    third = Row(name="third", lr_of="other")
+    borrowing = study("other").model_copy(update={"rows": [*study("other").rows, third]})
+    found = summarise("study", borrowing, Recipe(), tests, [hopeless])
+    assert found.cell("third", "first").missing == why
 
 
 def test_a_wide_interval_settles_nothing():
@@ -201,9 +229,37 @@ def test_what_is_missing_leaves_it_open():
         assert found.verdicts[0].why == f"{row} lacks seeds on first"
 
 
-def test_one_seed_leaves_it_open():
-    (verdict,) = summary({"ours": 60, "other": 150}, seeds=(1,)).verdicts
-    assert (verdict.word, verdict.why) == ("not settled", "one seed says nothing about others")
+@pytest.mark.parametrize("seeds", [(1,), (0, 2)])
+def test_few_seeds_leave_it_open(seeds):
+    (verdict,) = summary({"ours": 60, "other": 150}, seeds=seeds).verdicts
+    assert (verdict.word, verdict.why) == ("not settled", "fewer than 3 seeds")
+
+
+def test_chance_is_a_one_sided_binomial_test():
+    """Of 200 videos of 8 classes 25 are right by chance, 33 or more in 5.8 % of draws, 34 in 3.9 %."""
+    rows = {"ours": [result(seed, bits(right)) for seed, right in enumerate((25, 33, 34))]}
+    (cell,) = summarise("study", study(), Recipe(), [OnData(facts(), rows)]).cells
+    assert cell.at_chance == (0, 1)
+    assert cell.has_learnt
+
+
+def test_a_judged_control_has_a_verdict_of_its_own():
+    rows = {"ours": three(60), "other": three(150)}
+    for results in rows.values():
+        for given in results:
+            # The other way round than on the plain frames.
+            given.right["half"] = bits(200 - given.right["none"].count("1"))
+    terms = study("other").model_copy(update={"controls": ["half"], "judged": ["half"]})
+    found = summarise("study", terms, Recipe(), [OnData(facts(), rows), OnData(facts("b"), rows)])
+    words = {verdict.control: verdict.word for verdict in found.verdicts}
+    assert words == {"none": "better", "half": "worse"}
+    cell = found.cell("other", "b")
+    assert cell.judged["half"].points == pytest.approx(-45)
+    assert cell.difference.points == pytest.approx(45)
+    # Those that were not tested so leave it open.
+    del rows["other"][1].right["half"]
+    found = summarise("study", terms, Recipe(), [OnData(facts(), rows)])
+    assert found.verdicts[1].why == "fewer than 3 seeds"
 
 
 def test_without_the_reference_there_are_no_differences():
@@ -211,7 +267,7 @@ def test_without_the_reference_there_are_no_differences():
     tests = [OnData(facts(), {"other": three(90)})]
     found = summarise("study", reduced, Recipe(), tests)
     assert found.cells[0].difference is None
-    assert found.verdicts[0].why == "the reference was not trained"
+    assert found.verdicts[0].why == "the reference was not trained, or not tested so"
 
 
 def test_failures_are_listed_once():

@@ -270,3 +270,68 @@ def _right(count: int) -> dict[str, str]:
         "shuffled": "1" * VIDEOS,
         "middle": "0" * VIDEOS,
     }
+
+
+def test_judged_controls_have_tables_of_their_own():
+    terms = study(
+        controls=["shuffled"], judged=["shuffled"], rows=[{"name": "ours"}, {"name": "b"}]
+    )
+    data = {"ours": rows()["ours"], "b": [result(seed, 50) for seed in range(3)]}
+    # The peer is as good on shuffled frames as on plain ones, ours is not.
+    for given in data["b"]:
+        given.right["shuffled"] = given.right["none"]
+    tests = [OnData(facts(name), data) for name in ("hard", "calm")]
+    found = summarise("models", terms, Recipe(), tests)
+    text = markdown(found, COMMAND)
+    (plain,) = table(text, "Over all data sets")
+    (shuffled,) = table(text, "Over all data sets, frames in random order")
+    assert shuffled["hard"].startswith("+33.0 [")
+    assert shuffled["verdict"] == "better"
+    assert plain["verdict"] != "better"
+    shown = [(table.title, dict(table.rows)) for table in terminal_tables(found)[-2:]]
+    assert shown[0] == ("against ours, over 2 data sets", {"b": plain["verdict"]})
+    assert shown[1] == ("against ours, over 2 data sets, frames in random order", {"b": "better"})
+
+
+def test_rows_at_chance_are_marked():
+    data = {"ours": [result(seed, 12 + 20 * seed) for seed in range(3)]}
+    terms = study(rows=[{"name": "ours", "lr": 1e-3}])
+    text = markdown(summarise("models", terms, Recipe(), [OnData(facts(), data)]), COMMAND)
+    mark = re.search(r"<sup>(\w)</sup> no better than chance: seed 0\n", text)[1]
+    assert f"<sup>{mark}</sup>" in table(text, "hard")[0]["top-1 [95 %]"]
+    assert "learning rates given by the study." in text
+
+
+def test_rates_chosen_at_chance_are_marked_wherever_they_are_used():
+    terms = study(rows=[{"name": "ours"}, {"name": "b"}, {"name": "c", "lr_of": "b"}])
+    tuned = [
+        Tuned("ours", "hard", 1e-3, {1e-3: 50.0}),
+        Tuned("b", "hard", 2e-3, {2e-3: 12.0}, is_blind=True),
+        Tuned("c", "hard", 2e-3, is_blind=True),
+    ]
+    data = {name: [result(seed, 50) for seed in range(3)] for name in ("ours", "b", "c")}
+    text = markdown(summarise("models", terms, Recipe(), [OnData(facts(), data)], tuned), COMMAND)
+    for title, column in (("hard", "lr"), ("Learning rates on hard", "chosen")):
+        mark = re.search(
+            rf"### {title}\n.*?<sup>(\w)</sup> [^\n]*no more often than chance", text, re.S
+        )[1]
+        marked = {row["model"]: f"<sup>{mark}</sup>" in row[column] for row in table(text, title)}
+        assert marked.pop("b")
+        assert not marked.pop("**ours**", False)
+    assert "the rate of b; chosen by held-out videos" in text
+
+
+def test_one_seed_is_said_to_tell_of_videos_alone():
+    terms = study(seeds=(0,), rows=[{"name": "ours"}, {"name": "b"}])
+    data = {"ours": [result(0, 50)], "b": [result(0, 90)]}
+    text = markdown(summarise("models", terms, Recipe(), [OnData(facts(), data)]), COMMAND)
+    assert "one seed: the interval and p are over videos alone" in text
+
+
+def test_a_borrowed_rate_is_said_to_be_one():
+    terms = study(rows=[{"name": "ours"}, {"name": "b", "lr_of": "ours"}])
+    tuned = [TUNED[0], Tuned("b", "hard", 1e-3)]
+    found = summarise("models", terms, Recipe(), [OnData(facts(), {})], tuned)
+    text = markdown(found, COMMAND)
+    assert "takes the rate of another" in text
+    assert "not run yet" not in text

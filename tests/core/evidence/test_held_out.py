@@ -55,6 +55,22 @@ def test_the_manifest_leads_to_the_same_videos_and_leaves_the_test_split_alone(d
     assert hold_out(demo_root, tmp_path, 0.6) != folder
 
 
+def test_videos_that_have_moved_are_found_again(tmp_path):
+    for place in ("old", "new"):
+        write_dataset(
+            tmp_path / place / "list",
+            dataset="list",
+            video_root=tmp_path / place,
+            labels=["a"],
+            splits={"train": rows_of([3]), "val": rows_of([3])},
+            version="0",
+        )
+    before = load_manifest(hold_out(tmp_path / "old" / "list", tmp_path, 0.34), "train")
+    after = load_manifest(hold_out(tmp_path / "new" / "list", tmp_path, 0.34), "train")
+    assert (before.root, after.root) == (tmp_path / "old", tmp_path / "new")
+    assert after.sha256 == before.sha256
+
+
 def test_videos_outside_the_folder_stay_allowed(tmp_path):
     rows = [replace(row, path=f"../{row.path}") for row in rows_of([3])]
     write_dataset(

@@ -12,7 +12,7 @@ def model_of(frames=6, name="ogreg-n", **options):
 
 
 def by_hand(gaze, y):
-    """m, mean over channels, of every position between two frames, and the taps between them."""
+    """m of every channel at every position between two frames, and the taps between them."""
     _, frames, height, width, channels = y.shape
     a, b = gaze.sharpness.double(), gaze.offset.double()
     openings, taps = [], 0
@@ -22,18 +22,18 @@ def by_hand(gaze, y):
                 before, after = y[0, t, i, j].double(), y[0, t + 1, i, j].double()
                 d = 1 - torch.dot(before, after) / (before.norm() * after.norm())
                 m = (torch.sigmoid(a * d + b) - torch.sigmoid(b)) / (1 - torch.sigmoid(b))
-                openings.append(float(m.mean()))
+                openings.append(m)
                 # Nine taps of the frame before and nine of the one after.
                 taps += 2 * 9 * channels
-    return openings, taps
+    return torch.stack(openings), taps
 
 
 @torch.no_grad()
 def test_openings_and_what_closed_ones_would_save():
     model = model_of()
     last = model.stages[3][0].gaze
-    # Around the threshold, so that both sides of it occur.
-    last.sharpness.fill_(2.0)
+    # Around the threshold, so that both sides of it occur, and channels differ.
+    last.sharpness.copy_(torch.linspace(0.1, 0.4, 256))
     seen = []
     last.register_forward_pre_hook(lambda _m, given: seen.append(given[0]))
     clip = torch.randn(1, 3, 6, 64, 64)
@@ -42,11 +42,12 @@ def test_openings_and_what_closed_ones_would_save():
         *("stages.0.0", "stages.1.0", "stages.2.0", "stages.2.1", "stages.2.2", "stages.3.0"),
     ]
     openings, taps = by_hand(last, seen[0])
-    closed = sum(opening < CLOSED_BELOW for opening in openings)
+    closed = int((openings.amax(dim=1) <= CLOSED_BELOW).sum())
+    assert 0 < closed < len(openings)
     work = found.gazes[-1]
-    assert work.mean_modulation == pytest.approx(sum(openings) / len(openings), rel=1e-4)
+    assert work.mean_modulation == pytest.approx(float(openings.mean()), rel=1e-4)
     assert work.closed == pytest.approx(closed / len(openings))
-    assert work.temporal_multiply_adds == taps
+    assert work.taps.dense_multiply_adds == taps
     assert work.closed_multiply_adds == pytest.approx(taps * closed / len(openings))
     document = found.document()
     assert document["skippable_gmacs"] == pytest.approx(found.closed_multiply_adds / 1e9)
@@ -63,7 +64,7 @@ def test_a_still_clip_closes_everything_and_a_lively_one_does_not():
 
 def test_one_token_frame_has_no_temporal_taps():
     found = clip_work(model_of(2), torch.randn(1, 3, 2, 32, 32))
-    assert {gaze.temporal_multiply_adds for gaze in found.gazes} == {0}
+    assert {gaze.taps.dense_multiply_adds for gaze in found.gazes} == {0}
 
 
 def test_what_token_selection_keeps():
