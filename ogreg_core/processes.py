@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from multiprocessing import forkserver
 from typing import TypeVar
 
-__all__ = ["Lost", "default_workers", "run_isolated"]
+__all__ = ["Lost", "default_workers", "end_with_parent", "run_isolated", "silence_native_code"]
 
 Job = TypeVar("Job")
 Result = TypeVar("Result")
@@ -84,7 +84,7 @@ def run_isolated(
 
     waiting: dict[Future[Result], tuple[Job, float | None]] = {}
     source = iter(jobs)
-    pool = ProcessPool(workers, context=_context(preload), initializer=_die_with_parent)
+    pool = ProcessPool(workers, context=_context(preload), initializer=_start_worker)
     try:
         while True:
             for job in source:
@@ -141,19 +141,32 @@ def _context(preload: Sequence[str]) -> multiprocessing.context.BaseContext:
     return context
 
 
-def _die_with_parent() -> None:
-    """A worker whose main process was killed ends itself; and it writes nothing to the terminal."""
-    parent = multiprocessing.parent_process()
-    if parent is None:
-        return
+def _start_worker() -> None:
+    """A worker is out of its main process's group, and writes nothing to the terminal."""
+    end_with_parent()
     if hasattr(os, "setsid"):
         # Out of the group that signals are sent to, and open to those that are sent to us alone.
         os.setsid()
         signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS_OF_GROUPS)
-    # Native libraries write about damaged files straight to file descriptor 2.
+    silence_native_code()
+
+
+def silence_native_code() -> None:
+    """Libraries write about damaged files straight to file descriptor 2; from now on to nowhere."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 2)
     os.close(nowhere)
+
+
+def end_with_parent() -> None:
+    """End this worker as soon as the process that asked for it has gone, even by SIGKILL; nothing happens
+    in a process that is no worker.
+
+    Who forked it is no sign: a fork server lives as long as its workers do.
+    """
+    parent = multiprocessing.parent_process()
+    if parent is None:
+        return
 
     def watch() -> None:
         parent.join()

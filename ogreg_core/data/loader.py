@@ -39,6 +39,7 @@ from ogreg_core.data.views import FrameControl, Views
 from ogreg_core.data.watchdog import DEADLINE_SECONDS, Board, publish_to, reading, watched
 from ogreg_core.distributed import SINGLE, World
 from ogreg_core.errors import DataError, OgregError, VideoError
+from ogreg_core.processes import end_with_parent, silence_native_code
 from ogreg_core.video import VideoReader
 
 __all__ = [
@@ -324,6 +325,7 @@ def _quiet_worker(_worker: int) -> None:
     """One thread per worker; signals are the main process's to handle."""
     import signal
 
+    end_with_parent()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     # Terminals and launchers signal a whole process group: out of it, so that the main process decides
     # when the workers go. They must not ignore SIGTERM, by which it tells them.
@@ -331,10 +333,7 @@ def _quiet_worker(_worker: int) -> None:
         os.setsid()
     torch.set_num_threads(1)
     if not os.environ.get("OGREG_DEBUG"):
-        # Native libraries write about damaged files straight to file descriptor 2.
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, 2)
-        os.close(nowhere)
+        silence_native_code()
 
 
 class _Guarded(Dataset[Any]):

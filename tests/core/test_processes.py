@@ -83,12 +83,12 @@ def test_a_killed_main_process_takes_its_workers_along(tmp_path):
     assert len(workers) == 2
     process.kill()
     process.wait()
-    while any(map(_alive, workers)) and time.monotonic() < deadline:
+    while any(map(alive, workers)) and time.monotonic() < deadline:
         time.sleep(0.05)
-    assert not any(map(_alive, workers))
+    assert not any(map(alive, workers))
 
 
-def _alive(pid: int) -> bool:
+def alive(pid: int) -> bool:
     try:
         with open(f"/proc/{pid}/stat") as file:
             return file.read().split()[2] != "Z"

@@ -25,6 +25,8 @@ from ogreg_core.data.sampling import ClipSampling
 from ogreg_core.data.transforms import Augmentation, TestCrops
 from ogreg_core.data.watchdog import Board, LostFile, LostWorker, publish_to, reading
 from ogreg_core.errors import DataError, VideoError
+from tests import ranks
+from tests.core.test_processes import alive
 
 SAMPLING = ClipSampling("uniform", 4)
 VICTIM = 5
@@ -209,6 +211,35 @@ def test_other_ways_to_start_workers(context, demo_root):
     with pytest.raises(LostFile) as caught:
         list(batches(loader))
     check_named(caught.value, dataset, "crash")
+
+
+def load_for_ever(root, folder, context):
+    loader = loader_of(Bad(root, be_slow, victim=None), 2)
+    loader.multiprocessing_context = context
+    for _ in batches(loader):
+        workers = loader.dataset.board.processes().values()
+        (folder / "workers").write_text(" ".join(map(str, workers)))
+    time.sleep(600)
+
+
+@pytest.mark.parametrize("context", ["fork", "forkserver"])
+def test_workers_end_with_a_main_process_that_was_killed(context, demo_root, tmp_path):
+    """Also those of a fork server, which lives as long as they do."""
+    (process,), _ = ranks.start(1, load_for_ever, demo_root, tmp_path, context)
+    file, deadline = tmp_path / "workers", time.monotonic() + 100
+    try:
+        workers = []
+        while len(workers) < 2 and time.monotonic() < deadline:
+            time.sleep(0.05)
+            workers = [int(pid) for pid in file.read_text().split()] if file.exists() else []
+        assert len(workers) == 2
+        assert all(map(alive, workers))
+    finally:
+        process.kill()
+        process.join()
+    while any(map(alive, workers)) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not any(map(alive, workers))
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
