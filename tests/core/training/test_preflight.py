@@ -219,7 +219,8 @@ def test_memory_on_a_cpu_is_computed_before_it_is_used():
     assert not found.fits
     assert found.clips < 16
     assert found.needed_mb == pytest.approx(64 * 160, rel=0.2)
-    assert found.peak_mb == pytest.approx(found.clips * 160, rel=0.2)
+    # What the first step freed may still be the process's: one clip more.
+    assert 0.8 * 160 * found.clips < found.peak_mb < 1.2 * 160 * (found.clips + 1)
 
 
 class FullGpu:
