@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from fractions import Fraction
+from multiprocessing import forkserver
 from pathlib import Path
 
 if "PYTEST_XDIST_WORKER" in os.environ:
@@ -20,6 +21,16 @@ import torch
 
 from ogreg_core.datasets.demo import prepare_demo
 from ogreg_core.progress import ignore_progress
+from tests import ranks  # noqa: F401  It says what the fork server loads.
+from tests.forked import Forks
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _fork_server() -> None:
+    """A test process has one, which keeps what it loaded at its start: that for ``tests.ranks``, before
+    ``ogreg_core.processes`` starts it with less.
+    """
+    forkserver.ensure_running()
 
 
 @pytest.fixture(autouse=True)
@@ -126,19 +137,17 @@ def demo_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 Ogreg = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
-@pytest.fixture
-def ogreg(tmp_path: Path) -> Ogreg:
-    """Run the real command line in a folder of its own."""
+@pytest.fixture(scope="session")
+def forks() -> Iterator[Forks]:
+    with Forks() as started:
+        yield started
 
-    def run(*arguments: str | Path, stdin: str | None = None, **environment: str):
-        return subprocess.run(
-            [sys.executable, "-m", "ogreg_cli", *map(str, arguments)],
-            cwd=tmp_path,
-            input=stdin,
-            capture_output=True,
-            text=True,
-            timeout=280,
-            env={**os.environ, "OGREG_HOME": str(tmp_path / "home"), **environment},
-        )
+
+@pytest.fixture
+def ogreg(forks: Forks, tmp_path: Path) -> Ogreg:
+    """Run the command line in a folder and a process of its own."""
+
+    def run(*arguments: str | Path, stdin: str = "", **environment: str):
+        return forks.run(tmp_path, list(map(str, arguments)), stdin, **environment)
 
     return run

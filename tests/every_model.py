@@ -17,7 +17,7 @@ from torch import nn
 from ogreg_core.data.manifest import load_manifest, write_dataset
 from ogreg_core.evaluate_checkpoint import open_evaluation
 from ogreg_core.evaluation_report import EvaluationReport
-from ogreg_core.models import convnets, gta, ogreg, torchvision_models, video_focalnet, xvit
+from ogreg_core.models import convnets, gta_resnet, ogreg, torchvision_models, video_focalnet, xvit
 from ogreg_core.models.registry import MODELS
 from ogreg_core.progress import ignore_progress
 from ogreg_core.recipe import load_recipe
@@ -55,13 +55,13 @@ def thinned() -> Iterator[None]:
     """
     focal = video_focalnet.VARIANTS
     swin = torchvision_models.SwinSize(24, (1, 1, 2, 1), (1, 2, 4, 8))
-    deep = partial(gta.ThinResNet, [3, 4, 6, 3])
+    deep = partial(gta_resnet.ThinResNet, [3, 4, 6, 3])
     with pytest.MonkeyPatch.context() as patch, one_thread():
         patch.setitem(focal, "t", replace(focal["t"], stages=focal["n"].stages))
         small = replace(xvit.VARIANTS["b16"], dim=192, depth=2, heads=4)
         patch.setitem(xvit.VARIANTS, "b16", small)
         patch.setitem(ogreg.VARIANTS, "t", ogreg.VARIANTS["n"])
-        patch.setitem(gta._BACKBONES, "r50", (deep, "nl5"))
+        patch.setitem(gta_resnet._BACKBONES, "r50", (deep, "nl5"))
         for name in ("swin3d_t", "swin3d_b"):
             patch.setitem(torchvision_models.SWIN, name, swin)
         for name in ("mvit_v1_b", "mvit_v2_s"):

@@ -17,7 +17,7 @@ import torch
 
 _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(
-    ["torch", "torchvision.transforms.v2", "ogreg_core.training.assemble"]
+    ["torch", "torchvision.transforms.v2", "matplotlib.figure", "ogreg_core.training.assemble"]
 )
 
 

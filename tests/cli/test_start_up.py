@@ -165,11 +165,10 @@ def test_completion(shell, line, expected, tmp_path):
     assert offered == expected
 
 
-def test_version_and_both_ways_to_start(ogreg):
-    assert ogreg("--version").stdout == f"ogreg {__version__}\n"
-    script = Path(sys.executable).with_name("ogreg")
-    done = subprocess.run([script, "--version"], capture_output=True, text=True, check=True)
-    assert done.stdout == f"ogreg {__version__}\n"
+def test_version_and_both_ways_to_start():
+    for start in ([sys.executable, "-m", "ogreg_cli"], [Path(sys.executable).with_name("ogreg")]):
+        done = subprocess.run([*start, "--version"], capture_output=True, text=True, check=True)
+        assert done.stdout == f"ogreg {__version__}\n"
 
 
 @pytest.mark.parametrize(

@@ -289,7 +289,7 @@ def test_mixed_clips_keep_the_times_of_the_larger_share(kind):
 
 
 def test_unknown_times_are_those_of_the_reference_rate(arrived):
-    usual = torch.arange(FRAMES).expand(4, -1) / 16
+    usual = torch.arange(FRAMES).expand(4, -1) / 8
     batch = invented(None)
     found = [make_step()([batch._replace(times=t)], 0, 0) for t in (None, usual, 2 * usual)]
     assert [times is None for times in arrived] == [True, False, False]
@@ -316,5 +316,5 @@ def test_asking_for_the_shares_changes_no_draw():
     """A mixed step of a model that takes times is, at the reference rate, that of one that counts."""
     settings = replace(SETTINGS, mixing=Mixing(mixup=0.8, cutmix=1.0))
     timing, counting = make_step(settings), make_step(settings, position="rotary")
-    batch = invented(torch.arange(FRAMES).expand(4, -1) / 16)
+    batch = invented(torch.arange(FRAMES).expand(4, -1) / 8)
     assert timing([batch], 0, 0) == counting([batch], 0, 0)

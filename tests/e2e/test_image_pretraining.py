@@ -1,13 +1,10 @@
-"""Image pre-training through the real command line: prepare images, train at one frame, predict, and
+"""Image pre-training through the command line: prepare images, train at one frame, predict, and
 start a video run from the checkpoint.
 """
 
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +12,9 @@ import pytest
 import torch
 from PIL import Image, ImageDraw
 from safetensors.torch import load_file
+
+from tests.conftest import Ogreg
+from tests.forked import Forks
 
 CLASSES = ("blue disc", "green stripes", "red box")
 SMALL = [
@@ -52,7 +52,19 @@ def make(root: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def work(tmp_path_factory) -> Path:
+def ogreg(forks: Forks) -> Ogreg:
+    """Run the command line in a given folder; it must succeed."""
+
+    def run(folder: Path, *arguments: str):
+        done = forks.run(folder, list(arguments))
+        assert done.returncode == 0, done.stderr
+        return done
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory, ogreg) -> Path:
     """A folder with prepared images and a finished image run."""
     folder = tmp_path_factory.mktemp("images")
     make(folder / "shapes")
@@ -73,19 +85,6 @@ def work(tmp_path_factory) -> Path:
     return folder
 
 
-def ogreg(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    done = subprocess.run(
-        [sys.executable, "-m", "ogreg_cli", *arguments],
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        timeout=280,
-        env={**os.environ, "OGREG_HOME": str(folder / "home")},
-    )
-    assert done.returncode == 0, done.stderr
-    return done
-
-
 RUN = "runs/train/imagenet1k/1"
 
 
@@ -98,7 +97,7 @@ def test_it_learns_from_single_images(work):
 
 
 @pytest.mark.slow
-def test_predict_names_what_is_in_a_picture(work):
+def test_predict_names_what_is_in_a_picture(work, ogreg):
     (work / "mine").mkdir()
     draw("blue disc", 7).save(work / "mine" / "photo.png")
     draw("blue disc", 8).save(work / "mine" / "other.jpg")
@@ -111,7 +110,7 @@ def test_predict_names_what_is_in_a_picture(work):
 
 
 @pytest.mark.slow
-def test_eval_of_images(work):
+def test_eval_of_images(work, ogreg):
     done = ogreg(work, "eval", RUN, "--crops", "3", "--json", "--out", "report")
     document = json.loads(done.stdout)
     assert document["videos"] == 12
@@ -119,7 +118,7 @@ def test_eval_of_images(work):
 
 
 @pytest.mark.slow
-def test_its_checkpoint_starts_a_video_run(work, demo_root):
+def test_its_checkpoint_starts_a_video_run(work, demo_root, ogreg):
     """All but the classifier is taken (6 blocks of 18 tensors, 3 mergings of 3, stem 4, norm 2), and the
     report says so.
     """

@@ -261,7 +261,7 @@ def test_prepare_folder_and_train_on_it(ogreg, tmp_path):
 def test_dry_run_without_data_says_what_is_missing(recipe, ogreg, tmp_path):
     done = ogreg(
         *("train", recipe, "--dry-run", "--json"),
-        *("data.size=64", "data.short_side=64", "data.frames=8", "init.weights=none.safetensors"),
+        *("data.size=32", "data.short_side=32", "data.frames=4", "init.weights=none.safetensors"),
     )
     assert done.returncode == 0, done.stderr
     document = json.loads(done.stdout)

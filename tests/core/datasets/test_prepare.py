@@ -29,6 +29,7 @@ from ogreg_core.errors import DataError, EnvironmentFault, UsageError, VideoErro
 from ogreg_core.progress import ignore_progress
 from ogreg_core.video import probe, write_video
 from ogreg_core.video.transcode import TranscodeSettings
+from tests import ranks
 from tests.conftest import decode_all, moving_frames
 from tests.core.video.test_reader import edit_list_file
 
@@ -445,60 +446,45 @@ def test_options_that_a_data_set_lacks_are_refused(root):
         list_dataset("ssv2", root / "none")
 
 
-KILLED = """
-import sys
-from pathlib import Path
-from ogreg_core.datasets.folder import list_folder
-from ogreg_core.datasets.prepare import PrepareOptions, prepare_listing
-from ogreg_core.progress import ignore_progress
-from ogreg_core.video.transcode import TranscodeSettings
-
-if __name__ == "__main__":
-    root, out = map(Path, sys.argv[1:])
-    options = PrepareOptions(out=out, workers=2, resize=TranscodeSettings(short_side=32))
-    print(prepare_listing(list_folder(root), options, ignore_progress).checked)
-"""
+def checked(folder: Path, home: str, out: Path, workers: int) -> int:
+    """Files that a run in a process of its own opened."""
+    os.environ["OGREG_HOME"] = home
+    return prepare(folder, out=out, workers=workers, resize=SMALL).checked
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_killed_at_twenty_random_moments_it_ends_with_the_same_bytes(root, tmp_path):
+    """Five times with two workers, which need as long to start as the rest takes, else without."""
     for number in range(30):
         os.link(root / "train/a/1.mp4", root / f"train/a/more {number}.mp4")
     (root / "train/b/empty.mp4").touch()
-    script = tmp_path / "killed.py"
-    script.write_text(KILLED)
-
-    def start(out: Path) -> subprocess.Popen[str]:
-        return subprocess.Popen(
-            [sys.executable, str(script), str(root), str(out)],
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-
-    began = time.monotonic()
-    whole = start(tmp_path / "whole")
-    assert whole.communicate()[0] == "37\n"
-    usual = time.monotonic() - began
+    home = os.environ["OGREG_HOME"]
+    usual = {}
+    ranks.run(1, os.getpid)  # The first process waits for the server that forks it.
+    for workers in (0, 2):
+        began = time.monotonic()
+        assert ranks.run(1, checked, root, home, tmp_path / f"whole{workers}", workers) == [37]
+        usual[workers] = time.monotonic() - began
+    whole = tree(tmp_path / "whole0")
+    assert tree(tmp_path / "whole2") == whole
     rng = random.Random(3)
     out = tmp_path / "broken"
     kills = 0
     while kills < 20:
-        process = start(out)
-        try:
-            process.wait(rng.uniform(0.2, 0.9) * usual)
-            # It got to its end, helped by what was left from before: from the start again.
-            shutil.rmtree(out)
-        except subprocess.TimeoutExpired:
+        workers = 2 if kills % 4 == 3 else 0
+        (process,), _ = ranks.start(1, checked, root, home, out, workers)
+        process.join(rng.uniform(0.05, 0.9) * usual[workers])
+        if process.is_alive():
             process.kill()
             kills += 1
-        process.communicate()
-    process = start(out)
-    process.communicate()
-    assert process.returncode == 0
-    assert tree(out) == tree(tmp_path / "whole")
-    process = start(out)
-    assert process.communicate()[0] == "0\n"
+        else:
+            # It got to its end, helped by what was left from before: from the start again.
+            shutil.rmtree(out)
+        process.join()
+    ranks.run(1, checked, root, home, out, 2)
+    assert tree(out) == whole
+    assert ranks.run(1, checked, root, home, out, 2) == [0]
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["int", "term"])
