@@ -7,8 +7,9 @@ from __future__ import annotations
 import multiprocessing
 import os
 import socket
+import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from multiprocessing.context import ForkServerProcess
 from multiprocessing.queues import Queue
 from typing import Any
@@ -25,6 +26,22 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
+
+
+def alive(pid: int) -> bool:
+    try:
+        with open(f"/proc/{pid}/stat") as file:
+            return file.read().split()[2] != "Z"
+    except OSError:
+        return False
+
+
+def all_ended(pids: Sequence[int], seconds: float = 60) -> bool:
+    """Whether none is alive any more, after waiting so long at the most."""
+    deadline = time.monotonic() + seconds
+    while (some := any(map(alive, pids))) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return not some
 
 
 def _be(

@@ -27,6 +27,7 @@ from ogreg_core.models.registry import MODELS, create_model
 from ogreg_core.progress import Note, Progress, ignore_progress
 from tests.conftest import moving_frames
 from tests.every_model import CPU, architectures, one_thread
+from tests.thin import one_block_a_stage
 
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.3, 0.25)
 FINE = {"strides": [2, 1, 1, 1]}
@@ -40,14 +41,11 @@ SELECTING = {
 def shallow() -> Iterator[None]:
     """One block per stage of some: tracing takes as long as there are operators."""
     with one_thread(), pytest.MonkeyPatch.context() as patch:
-        flat, swin = torchvision_models.MVIT["mvit_v1_n"], torchvision_models.SWIN["swin3d_n"]
-        stages = tuple(replace(stage, depth=1) for stage in flat.stages)
-        patch.setitem(torchvision_models.MVIT, "mvit_v1_n", replace(flat, stages=stages))
+        swin = torchvision_models.SWIN["swin3d_n"]
+        one_block_a_stage(patch, torchvision_models.MVIT, "mvit_v1_n")
         patch.setitem(torchvision_models.SWIN, "swin3d_n", replace(swin, depths=(1, 1, 1, 1)))
-        for variants in (ogreg.VARIANTS, video_focalnet.VARIANTS):
-            small = variants["n"]
-            stages = tuple(replace(stage, depth=1) for stage in small.stages)
-            patch.setitem(variants, "n", replace(small, stages=stages))
+        one_block_a_stage(patch, ogreg.VARIANTS)
+        one_block_a_stage(patch, video_focalnet.VARIANTS)
         yield
 
 

@@ -11,6 +11,7 @@ import time
 import pytest
 
 from ogreg_core.processes import Lost, run_isolated
+from tests.ranks import all_ended
 
 
 def work(job: int) -> int:
@@ -83,14 +84,4 @@ def test_a_killed_main_process_takes_its_workers_along(tmp_path):
     assert len(workers) == 2
     process.kill()
     process.wait()
-    while any(map(alive, workers)) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert not any(map(alive, workers))
-
-
-def alive(pid: int) -> bool:
-    try:
-        with open(f"/proc/{pid}/stat") as file:
-            return file.read().split()[2] != "Z"
-    except OSError:
-        return False
+    assert all_ended(workers)

@@ -26,7 +26,6 @@ from ogreg_core.data.transforms import Augmentation, TestCrops
 from ogreg_core.data.watchdog import Board, LostFile, LostWorker, publish_to, reading
 from ogreg_core.errors import DataError, VideoError
 from tests import ranks
-from tests.core.test_processes import alive
 
 SAMPLING = ClipSampling("uniform", 4)
 VICTIM = 5
@@ -233,13 +232,11 @@ def test_workers_end_with_a_main_process_that_was_killed(context, demo_root, tmp
             time.sleep(0.05)
             workers = [int(pid) for pid in file.read_text().split()] if file.exists() else []
         assert len(workers) == 2
-        assert all(map(alive, workers))
+        assert all(map(ranks.alive, workers))
     finally:
         process.kill()
         process.join()
-    while any(map(alive, workers)) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert not any(map(alive, workers))
+    assert ranks.all_ended(workers)
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])

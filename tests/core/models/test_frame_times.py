@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import replace
 
 import pytest
 import torch
@@ -15,6 +14,7 @@ from ogreg_core.models.ogreg import VARIANTS
 from ogreg_core.models.protocol import logits_of, takes_times
 from ogreg_core.models.registry import create_model
 from ogreg_core.training.memory import checkpoint_activations
+from tests.thin import one_block_a_stage
 
 FRAMES = 8
 AT_REFERENCE = torch.arange(FRAMES)[None] * (REFERENCE_SECONDS / 2)
@@ -121,8 +121,7 @@ class TestRotarySeconds:
 
     def test_compiled_it_gives_the_same(self, clip, monkeypatch):
         """In one graph; of a block per stage, as following the operators takes time."""
-        stages = tuple(replace(stage, depth=1) for stage in VARIANTS["n"].stages)
-        monkeypatch.setitem(VARIANTS, "n", replace(VARIANTS["n"], stages=stages))
+        one_block_a_stage(monkeypatch, VARIANTS)
         plain = network("rotary-seconds")
         compiled = copy.deepcopy(plain)
         compiled.compile(dynamic=False, backend="eager", fullgraph=True)

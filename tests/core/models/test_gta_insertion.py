@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import replace
 
 import pytest
 import torch
@@ -18,6 +17,7 @@ from ogreg_core.models.registry import create_model
 from ogreg_core.models.weights import initialise
 from ogreg_core.training.memory import checkpoint_activations
 from ogreg_core.training.optim import OptimSettings, parameter_groups
+from tests.thin import one_block_a_stage
 
 CLIP = (2, 3, 8, 64, 64)
 
@@ -134,9 +134,7 @@ def test_training_mode_is_kept():
 
 @pytest.mark.slow
 def test_compiles_as_one_graph(monkeypatch):
-    # Compiling takes its time for each block; one of each stage is enough.
-    stages = tuple(replace(stage, depth=1) for stage in VARIANTS["n"].stages)
-    monkeypatch.setitem(VARIANTS, "n", replace(VARIANTS["n"], stages=stages))
+    one_block_a_stage(monkeypatch, VARIANTS)
     model, clip = inserted(), torch.randn(CLIP)
     compiled = torch.compile(model, backend="eager", fullgraph=True)
     with torch.no_grad():

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import replace
 
 import pytest
 import torch
@@ -19,6 +18,7 @@ from ogreg_core.models.stts_backbones import TokenSelecting, with_token_selectio
 from ogreg_core.models.torchvision_models import build_torchvision, map_torchvision
 from ogreg_core.profiling import count_multiply_adds, count_parameters
 from ogreg_core.training.memory import checkpoint_activations
+from tests.thin import one_block_a_stage
 
 
 def selection(
@@ -192,9 +192,7 @@ class TestEveryBackbone:
     @pytest.mark.slow
     @EACH
     def test_compiles_into_one_graph_that_lasts_while_the_noise_fades(self, name, monkeypatch):
-        # Compiling takes its time for each block; one of each stage is enough.
-        stages = tuple(replace(stage, depth=1) for stage in VARIANTS["n"].stages)
-        monkeypatch.setitem(VARIANTS, "n", replace(VARIANTS["n"], stages=stages))
+        one_block_a_stage(monkeypatch, VARIANTS)
         # Backward passes are of the same selection in all; the quickest has its own compiled too.
         backend = "aot_eager" if name == "swin" else "eager"
         model = selecting(name).train()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -28,9 +29,13 @@ SETTINGS = StepSettings(8, 5.0, Mixing(), 0, "fp32", MEAN, STD)
 OPTIONS = {"strides": (2, 1, 1, 1)}
 
 
-def make_step(settings=SETTINGS, *, stem="patch", drop_path=0.0, lr=1e-3, world=SINGLE, **model):
+def small_ogreg(stem="patch", drop_path=0.0, **options):
+    return create_model("ogreg-n", 5, drop_path=drop_path, stem=stem, **OPTIONS, **options)
+
+
+def make_step(settings=SETTINGS, *, network=small_ogreg, lr=1e-3, world=SINGLE, **options):
     torch.manual_seed(3)
-    model = create_model("ogreg-n", 5, drop_path=drop_path, stem=stem, **OPTIONS, **model)
+    model = network(**options)
     optimizer = build_optimizer(model, OptimSettings(lr, 0.05))
     schedule = build_schedule(
         optimizer, steps_per_epoch=4, epochs=2, warmup_epochs=0, lr=lr, min_lr=0.0
@@ -232,11 +237,12 @@ def test_channels_last_changes_the_layout_alone():
 
 
 @pytest.mark.slow
-def test_compiled_steps_stay_near_plain_ones(monkeypatch):
+def test_compiled_steps_stay_near_plain_ones():
     # Compiling takes its time for each block; two stages of one are enough.
     config = OGReGConfig((Stage(16, 1, 2, 2), Stage(32, 1, 2, 1)), stem="patch")
-    monkeypatch.setitem(globals(), "create_model", lambda *_, **__: OGReG(config, 5))
-    plain, compiled = make_step(), make_step(replace(SETTINGS, compile=True))
+    network = partial(OGReG, config, 5)
+    plain = make_step(network=network)
+    compiled = make_step(replace(SETTINGS, compile=True), network=network)
     torch._dynamo.utils.counters.clear()
     assert run(compiled, [make_batch()], 2) == pytest.approx(
         run(plain, [make_batch()], 2), abs=1e-4
