@@ -68,6 +68,10 @@ class Row(Table):
     )
     lr: Annotated[float, Field(ge=0)] = Field(0.0, description="given instead of tuned; 0: tuned")
     lr_of: str = Field("", description="the row whose learning rate it takes; empty: its own")
+    against: str = Field(
+        "",
+        description="a row that it is compared with beside the reference, as one of the same stem",
+    )
 
     @model_validator(mode="after")
     def _fair(self) -> Row:
@@ -166,6 +170,12 @@ class Study(Table):
         for name in (self.reference, *(row.lr_of for row in self.rows if row.lr_of)):
             if name not in names:
                 raise ValueError(f"there is no row {name!r}; {nearest(name, names) or names}")
+        for row in self.rows:
+            if row.against and (row.against not in names or row.against == row.name):
+                close = nearest(row.against, names) or names
+                raise ValueError(f"row {row.name!r} is against {row.against!r}; {close}")
+            if row.against == self.reference:
+                raise ValueError(f"row {row.name!r}: all rows are against the reference")
         if any(self.row(row.lr_of).lr_of for row in self.rows if row.lr_of):
             raise ValueError("a row takes its rate from one that takes its own from another")
         if not set(self.judged) <= set(self.controls):

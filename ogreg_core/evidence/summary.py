@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from ogreg_core.errors import DataError
@@ -173,6 +173,7 @@ class Cell:
         at_chance: seeds that are right no more often than chance could be (one-sided binomial test).
         difference: to the reference; None for the reference itself, too.
         judged: the same under each control that the study compares rows under.
+        paired: the difference to the row that the study names as ``against``.
         controls: mean top-1 in percent of the same networks under each frame-order control that all of
             them were tested under.
         seconds: median of the trainings.
@@ -192,6 +193,7 @@ class Cell:
     at_chance: tuple[int, ...] = ()
     difference: Difference | None = None
     judged: Mapping[str, Difference] = field(default_factory=dict)
+    paired: Difference | None = None
     controls: Mapping[str, float] = field(default_factory=dict)
     seconds: float | None = None
     gmacs: float | None = None
@@ -203,26 +205,26 @@ class Cell:
         """Whether some seed is better than chance."""
         return set(self.at_chance) != set(self.top1s)
 
-    def against(self, control: str) -> Difference | None:
-        """The difference to the reference under a control, or ``none``."""
-        return self.difference if control == "none" else self.judged.get(control)
-
 
 @dataclass(frozen=True)
 class Verdict:
-    """What all data sets together say about a row against the reference.
+    """What all data sets together say about a row against another.
 
     Args:
         row: which.
         word: ``better``, ``worse``, ``no clear difference`` or ``not settled``.
         why: what has to be said with it.
         control: the frames that it is about; ``none`` are the plain ones.
+        against: the study's reference, or the row that the study pairs this one with.
+        differences: by data set; None where there is none.
     """
 
     row: str
     word: str
-    why: str = ""
-    control: str = "none"
+    why: str
+    control: str
+    against: str
+    differences: Mapping[str, Difference | None]
 
 
 @dataclass(frozen=True)
@@ -234,7 +236,8 @@ class Summary:
         study, recipe: the terms that are equal for all rows.
         data: the data sets, in order.
         cells: of each data set all rows in the study's order.
-        verdicts: of all rows but the reference, under the plain frames and each judged control.
+        verdicts: of all rows but the reference, under the plain frames and each judged control; then
+            those of pairs.
         tuned: learning rates and how they came about.
         failures: trainings without a result, those for learning rates included.
         machines: on what the trainings ran, each that occurs, with all versions of the code.
@@ -278,7 +281,11 @@ class Summary:
             "data": [{**asdict(facts), "chance_pct": facts.chance} for facts in self.data],
             "cells": [asdict(cell) for cell in self.cells],
             "verdict_rule": {**margin, "least_seeds": LEAST_SEEDS},
-            "verdicts": [asdict(verdict) for verdict in self.verdicts],
+            # The differences stand in the cells.
+            "verdicts": [
+                {key: value for key, value in asdict(verdict).items() if key != "differences"}
+                for verdict in self.verdicts
+            ],
             # Keys of JSON objects are texts, which would not sort as numbers do.
             "tuned": [
                 {**asdict(item), "accuracies": sorted(item.accuracies.items())}
@@ -320,6 +327,7 @@ def summarise(
         failed = {row: _failed(test, row, study.seeds) for row in names}
         for row in names:
             reference = {} if row == study.reference else done.get(study.reference, {})
+            partner = done.get(study.row(row).against, {})
             own = [
                 item for item in tuned if item.row == row and _serves(study, item, test.facts.name)
             ]
@@ -339,17 +347,20 @@ def summarise(
             }
             rates: list[float | None] = [item.lr for item in failed[row].values()]
             rates += [item.lr for item in own]
-            cells.append(_cell(row, test.facts, study.judged, done[row], reference, missing, rates))
+            cell = _cell(row, test.facts, study.judged, done[row], reference, missing, rates)
+            cells.append(replace(cell, paired=_difference(partner, done[row])))
             lost |= dict.fromkeys(failed[row].values())
             for result in done[row].values():
                 codes = machines.setdefault(_machine(result), [])
                 codes += [code for code in _code(result) if code not in codes]
+    pairs = {row.name: row.against for row in study.rows if row.against in names}
     verdicts = [
-        _verdict(study, row, cells, control)
+        _verdict(row, study.reference, cells, control)
         for control in ("none", *study.judged)
         for row in names
         if row != study.reference
     ]
+    verdicts += [_verdict(row, against, cells, paired=True) for row, against in pairs.items()]
     return Summary(
         name,
         study,
@@ -502,20 +513,26 @@ def _table(right: Sequence[str]) -> np.ndarray:
     return np.array([[int(bit) for bit in bits] for bits in right])
 
 
-def _verdict(study: Study, row: str, cells: Sequence[Cell], control: str) -> Verdict:
+def _verdict(
+    row: str, against: str, cells: Sequence[Cell], control: str = "none", paired: bool = False
+) -> Verdict:
     """Clear only if it is clear on every data set, and the same way."""
-    word, why = _judge(study, row, cells, control)
-    return Verdict(row, word, why, control)
+    own = [cell for cell in cells if cell.row == row]
+    others = [cell for cell in cells if cell.row == against]
+    plain = {cell.dataset: cell.paired if paired else cell.difference for cell in own}
+    judged = {cell.dataset: cell.judged.get(control) for cell in own}
+    found = plain if control == "none" else judged
+    word, why = _judge(own, others, found)
+    return Verdict(row, word, why, control, against, found)
 
 
-def _judge(study: Study, row: str, cells: Sequence[Cell], control: str) -> tuple[str, str]:
+def _judge(
+    own: Sequence[Cell], others: Sequence[Cell], found: Mapping[str, Difference | None]
+) -> tuple[str, str]:
     """Word and reason of a verdict."""
-    both = [cell for cell in cells if cell.row in (row, study.reference)]
-    own = [cell for cell in both if cell.row == row]
-    lacking = [cell for cell in both if cell.missing]
+    lacking = [cell for cell in (*own, *others) if cell.missing]
     if lacking:
         return "not settled", f"{lacking[0].row} lacks seeds on {lacking[0].dataset}"
-    found = {cell.dataset: cell.against(control) for cell in own}
     differences = [difference for difference in found.values() if difference]
     if not differences or len(differences) < len(found):
         return "not settled", "the reference was not trained, or not tested so"
@@ -523,7 +540,7 @@ def _judge(study: Study, row: str, cells: Sequence[Cell], control: str) -> tuple
         return "not settled", f"fewer than {LEAST_SEEDS} seeds"
     if all(one.is_clear for one in differences):
         if all(one.low > 0 for one in differences):
-            return "better", _caveats([cell for cell in both if cell not in own])
+            return "better", _caveats(others)
         if all(one.high < 0 for one in differences):
             return "worse", _caveats(own)
         return "not settled", "better on one data set, worse on another"

@@ -105,19 +105,31 @@ def terminal_tables(summary: Summary) -> list[TerminalTable]:
         title = f"{facts.name}: top-1 in %, difference to {short(summary.study.reference)}"
         right = tuple(range(1, len(columns)))
         tables.append(TerminalTable(title, columns, tuple(rows), right, tuple(notes)))
-    controls = dict.fromkeys(verdict.control for verdict in summary.verdicts)
-    return [*tables, *(_terminal_verdicts(summary, control) for control in controls)]
+    return [
+        *tables,
+        *(_terminal_verdicts(summary, *group) for group in _comparisons(summary).items()),
+    ]
 
 
-def _terminal_verdicts(summary: Summary, control: str) -> TerminalTable:
+def _terminal_verdicts(
+    summary: Summary, about: tuple[str, str], verdicts: Sequence[Verdict]
+) -> TerminalTable:
+    against, control = about
     sets = _counted(summary.data, "data set")
-    title = f"against {short(summary.study.reference)}, over {sets}{_shown(control)}"
+    title = f"against {short(against)}, over {sets}{_shown(control)}"
     rows = [
         (short(verdict.row, _NAME_COLUMNS), short(_verdict_words(verdict), _WORDS_COLUMNS))
-        for verdict in summary.verdicts
-        if verdict.control == control
+        for verdict in verdicts
     ]
     return TerminalTable(title, ("model", "verdict"), tuple(rows), ())
+
+
+def _comparisons(summary: Summary) -> dict[tuple[str, str], list[Verdict]]:
+    """The verdicts that belong into one table: by the row they are against and the control."""
+    found: dict[tuple[str, str], list[Verdict]] = {}
+    for verdict in summary.verdicts:
+        found.setdefault((verdict.against, verdict.control), []).append(verdict)
+    return found
 
 
 def _caption(summary: Summary, facts: DataFacts) -> str:
@@ -300,9 +312,10 @@ def _controls(summary: Summary) -> str:
 def _verdicts(summary: Summary) -> Iterator[str]:
     if not summary.verdicts:
         return
-    for control in dict.fromkeys(verdict.control for verdict in summary.verdicts):
-        yield f"### Over all data sets{_shown(control)}"
-        yield _verdict_table(summary, control)
+    for (against, control), verdicts in _comparisons(summary).items():
+        other = "" if against == summary.study.reference else f", against {_escape(against)}"
+        yield f"### Over all data sets{other}{_shown(control)}"
+        yield _verdict_table(summary, verdicts)
     others = _counted(summary.verdicts, "comparison")
     borrowed = any(row.lr_of for row in summary.study.rows)
     yield (
@@ -321,14 +334,11 @@ def _shown(control: str) -> str:
     return "" if control == "none" else f", {_CONTROLS[control]}"
 
 
-def _verdict_table(summary: Summary, control: str) -> str:
+def _verdict_table(summary: Summary, verdicts: Sequence[Verdict]) -> str:
     """Differences on each data set, and what they say together."""
     lines = []
-    for verdict in summary.verdicts:
-        if verdict.control != control:
-            continue
-        cells = [summary.cell(verdict.row, facts.name) for facts in summary.data]
-        found = [cell.against(control) for cell in cells]
+    for verdict in verdicts:
+        found = [verdict.differences[facts.name] for facts in summary.data]
         texts = [_interval(difference) if difference else _MISSING for difference in found]
         lines.append([_escape(verdict.row), *texts, _escape(_verdict_words(verdict))])
     names = [_escape(facts.name) for facts in summary.data]

@@ -262,6 +262,35 @@ def test_a_judged_control_has_a_verdict_of_its_own():
     assert found.verdicts[1].why == "fewer than 3 seeds"
 
 
+def test_a_pair_has_a_verdict_of_its_own():
+    """Worse than the reference, better than the row of its stem."""
+    rows = {"ours": three(150), "stem": three(40), "other": three(90)}
+    terms = study("stem", "other")
+    paired = terms.row("other").model_copy(update={"against": "stem"})
+    terms = terms.model_copy(update={"rows": [*terms.rows[:2], paired]})
+    tests = [OnData(facts(name), rows) for name in ("a", "b")]
+    found = summarise("study", terms, Recipe(), tests)
+    words = {(verdict.row, verdict.against): verdict.word for verdict in found.verdicts}
+    assert words == {
+        ("stem", "ours"): "worse",
+        ("other", "ours"): "worse",
+        ("other", "stem"): "better",
+    }
+    assert found.verdicts[-1].differences["b"].points == pytest.approx(25)
+    assert found.cell("other", "b").paired == found.verdicts[-1].differences["b"]
+    # The partner's caveats, not the reference's, and what it lacks.
+    rows["stem"] = [result(seed, bits(5)) for seed in range(3)]
+    found = summarise("study", terms, Recipe(), tests)
+    assert found.verdicts[-1].why == "stem is at chance on a, b after this budget"
+    del rows["stem"][0]
+    found = summarise("study", terms, Recipe(), tests)
+    assert found.verdicts[-1].why == "stem lacks seeds on a"
+    # A part of the study without the partner has no pair.
+    part = terms.model_copy(update={"rows": [terms.rows[0], terms.rows[2]]})
+    found = summarise("study", part, Recipe(), tests)
+    assert [verdict.against for verdict in found.verdicts] == ["ours"]
+
+
 def test_without_the_reference_there_are_no_differences():
     reduced = study("other").model_copy(update={"rows": study("other").rows[1:]})
     tests = [OnData(facts(), {"other": three(90)})]

@@ -293,6 +293,22 @@ def test_judged_controls_have_tables_of_their_own():
     assert shown[1] == ("against ours, over 2 data sets, frames in random order", {"b": "better"})
 
 
+def test_pairs_have_a_table_of_their_own():
+    terms = study(rows=[{"name": "ours"}, {"name": "a_stem"}, {"name": "b", "against": "a_stem"}])
+    results = {"ours": (80, 81, 82), "a_stem": (30, 31, 32), "b": (60, 61, 62)}
+    data = {row: [result(s, n) for s, n in enumerate(found)] for row, found in results.items()}
+    tests = [OnData(facts(name), data) for name in ("hard", "calm")]
+    found = summarise("models", terms, Recipe(), tests)
+    text = markdown(found, COMMAND)
+    assert [row["verdict"] for row in table(text, "Over all data sets")] == ["worse", "worse"]
+    (pair,) = table(text, "Over all data sets, against a\\_stem")
+    assert pair["hard"].startswith("+30.0 [")
+    assert (pair["model"], pair["verdict"]) == ("b", "better")
+    shown = terminal_tables(found)[-1]
+    assert (shown.title, shown.rows) == ("against a_stem, over 2 data sets", (("b", "better"),))
+    assert "for the 3 comparisons" in text
+
+
 def test_rows_at_chance_are_marked():
     data = {"ours": [result(seed, 12 + 20 * seed) for seed in range(3)]}
     terms = study(rows=[{"name": "ours", "lr": 1e-3}])
