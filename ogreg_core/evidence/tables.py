@@ -104,7 +104,9 @@ def terminal_tables(summary: Summary) -> list[TerminalTable]:
         notes = [f"{_list(names)}: {reason}" for reason, names in concerned.items()]
         title = f"{facts.name}: top-1 in %, difference to {short(summary.study.reference)}"
         right = tuple(range(1, len(columns)))
-        tables.append(TerminalTable(title, columns, tuple(rows), right, tuple(notes)))
+        # Titles do not reach a pipe, nor may two tables look the same there.
+        header = (short(facts.name, _NAME_COLUMNS), *columns[1:])
+        tables.append(TerminalTable(title, header, tuple(rows), right, tuple(notes)))
     return [
         *tables,
         *(_terminal_verdicts(summary, *group) for group in _comparisons(summary).items()),
@@ -115,13 +117,13 @@ def _terminal_verdicts(
     summary: Summary, about: tuple[str, str], verdicts: Sequence[Verdict]
 ) -> TerminalTable:
     against, control = about
-    sets = _counted(summary.data, "data set")
-    title = f"against {short(against)}, over {sets}{_shown(control)}"
+    header = ("model", f"against {short(against)}{_shown(control)}")
     rows = [
         (short(verdict.row, _NAME_COLUMNS), short(_verdict_words(verdict), _WORDS_COLUMNS))
         for verdict in verdicts
     ]
-    return TerminalTable(title, ("model", "verdict"), tuple(rows), ())
+    title = f"verdicts over {_counted(summary.data, 'data set')}"
+    return TerminalTable(title, header, tuple(rows), ())
 
 
 def _comparisons(summary: Summary) -> dict[tuple[str, str], list[Verdict]]:

@@ -288,9 +288,9 @@ def test_judged_controls_have_tables_of_their_own():
     assert shuffled["hard"].startswith("+33.0 [")
     assert shuffled["verdict"] == "better"
     assert plain["verdict"] != "better"
-    shown = [(table.title, dict(table.rows)) for table in terminal_tables(found)[-2:]]
-    assert shown[0] == ("against ours, over 2 data sets", {"b": plain["verdict"]})
-    assert shown[1] == ("against ours, over 2 data sets, frames in random order", {"b": "better"})
+    shown = [(table.header[1], dict(table.rows)) for table in terminal_tables(found)[-2:]]
+    assert shown[0] == ("against ours", {"b": plain["verdict"]})
+    assert shown[1] == ("against ours, frames in random order", {"b": "better"})
 
 
 def test_pairs_have_a_table_of_their_own():
@@ -305,7 +305,8 @@ def test_pairs_have_a_table_of_their_own():
     assert pair["hard"].startswith("+30.0 [")
     assert (pair["model"], pair["verdict"]) == ("b", "better")
     shown = terminal_tables(found)[-1]
-    assert (shown.title, shown.rows) == ("against a_stem, over 2 data sets", (("b", "better"),))
+    assert (shown.title, shown.header) == ("verdicts over 2 data sets", ("model", "against a_stem"))
+    assert shown.rows == (("b", "better"),)
     assert "for the 3 comparisons" in text
 
 
