@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from ogreg_core.errors import DataError
@@ -205,6 +205,10 @@ class Cell:
         """Whether some seed is better than chance."""
         return set(self.at_chance) != set(self.top1s)
 
+    def under(self, control: str) -> Difference | None:
+        """The difference to the reference under a control, or ``none``."""
+        return self.difference if control == "none" else self.judged.get(control)
+
 
 @dataclass(frozen=True)
 class Verdict:
@@ -347,8 +351,8 @@ def summarise(
             }
             rates: list[float | None] = [item.lr for item in failed[row].values()]
             rates += [item.lr for item in own]
-            cell = _cell(row, test.facts, study.judged, done[row], reference, missing, rates)
-            cells.append(replace(cell, paired=_difference(partner, done[row])))
+            others = (reference, partner)
+            cells.append(_cell(row, test.facts, study.judged, done[row], others, missing, rates))
             lost |= dict.fromkeys(failed[row].values())
             for result in done[row].values():
                 codes = machines.setdefault(_machine(result), [])
@@ -436,11 +440,14 @@ def _cell(
     facts: DataFacts,
     judged: Sequence[str],
     done: Mapping[int, Result],
-    reference: Mapping[int, Result],
+    others: tuple[Mapping[int, Result], Mapping[int, Result]],
     missing: Mapping[int, str],
     rates: Sequence[float | None],
 ) -> Cell:
-    """A row's cell; its learning rate is the first of ``rates`` where no result tells it."""
+    """A row's cell against the reference and the row it is paired with; its learning rate is the first of
+    ``rates`` where no result tells it.
+    """
+    reference, partner = others
     if not done:
         return Cell(row, facts.name, lr=rates[0] if rates else None, missing=missing)
     first = next(iter(done.values()))
@@ -462,6 +469,7 @@ def _cell(
             for control in judged
             if (difference := _difference(reference, done, control)) is not None
         },
+        paired=_difference(partner, done),
         controls=_controlled(list(done.values())),
         seconds=statistics.median(result.seconds for result in done.values()),
         gmacs=first.gmacs,
@@ -519,9 +527,7 @@ def _verdict(
     """Clear only if it is clear on every data set, and the same way."""
     own = [cell for cell in cells if cell.row == row]
     others = [cell for cell in cells if cell.row == against]
-    plain = {cell.dataset: cell.paired if paired else cell.difference for cell in own}
-    judged = {cell.dataset: cell.judged.get(control) for cell in own}
-    found = plain if control == "none" else judged
+    found = {cell.dataset: cell.paired if paired else cell.under(control) for cell in own}
     word, why = _judge(own, others, found)
     return Verdict(row, word, why, control, against, found)
 
