@@ -295,6 +295,23 @@ class Difference3d(Open, Difference):
     form = "difference-3d"
 
 
+class Repeating3d(Open):
+    """The 3-D convolution that :class:`Gated` emphasises, by itself: m = 1 with the first and last frame
+    as their own neighbours.
+    """
+
+    form = "3d-repeating"
+
+    def convolve(self, y: Tensor, m: Tensor | None) -> Tensor:
+        """See the class."""
+        return depthwise_volume(y, self.weight, self.bias)
+
+
+def emphasise(seen: Tensor, m: Tensor | None) -> Tensor:
+    """``(1 + n[t]) . seen[t]``, ``[B, T, H, W, C]``; without neighbours, which is m = None, as it is."""
+    return seen if m is None else torch.addcmul(seen, seen, at_frames(m))
+
+
 class Gated(GazeForm):
     """Motion emphasises and nothing is closed: ``(1 + n[t]) . (K- * y[t-1] + K0 * y[t] + K+ *
     y[t+1])``, the 3-D convolution and its bias. The first and last frame are their own neighbours,
@@ -305,8 +322,7 @@ class Gated(GazeForm):
 
     def convolve(self, y: Tensor, m: Tensor | None) -> Tensor:
         """See the class."""
-        out = depthwise_volume(y, self.weight, self.bias)
-        return out if m is None else torch.addcmul(out, out, at_frames(m))
+        return emphasise(depthwise_volume(y, self.weight, self.bias), m)
 
 
 class Gated2d(GazeForm):
@@ -318,8 +334,19 @@ class Gated2d(GazeForm):
 
     def convolve(self, y: Tensor, m: Tensor | None) -> Tensor:
         """See the class."""
-        out = modulated_conv(y, self.weight, None, self.bias)
-        return out if m is None else torch.addcmul(out, out, at_frames(m))
+        return emphasise(modulated_conv(y, self.weight, None, self.bias), m)
+
+
+class Emphasised(GazeForm):
+    """Motion opens the temporal taps and emphasises: ``(1 + n[t]) . (K0 * y[t] + m[t-1] . (K- *
+    y[t-1]) + m[t] . (K+ * y[t+1]))``, from a 2-D convolution to twice the 3-D one.
+    """
+
+    form = "emphasised"
+
+    def convolve(self, y: Tensor, m: Tensor | None) -> Tensor:
+        """See the class."""
+        return emphasise(super().convolve(y, m), m)
 
 
 class Excitation(Gated):
@@ -393,6 +420,18 @@ class Random(GazeForm):
         return frame_dissimilarity(y) if self.heard is None else self.heard.on_grid(y).squeeze(-1)
 
 
+class GatedInverse(Inverse, Gated):
+    """Control: :class:`Gated` with 1 - m, which emphasises what stands still."""
+
+    form = "gated-inverse"
+
+
+class GatedRandom(Random, Gated):
+    """Control: :class:`Gated` with d of another place, see :class:`Random`."""
+
+    form = "gated-random"
+
+
 class NoGaze(MDConv):
     """No Gaze: nothing is seen, without parameters."""
 
@@ -414,7 +453,7 @@ class NoGaze(MDConv):
 FORMS: dict[str, type[GazeForm]] = {
     kind.form: kind
     for kind in (
-        *(GazeForm, Mixed, Difference, Difference3d, Gated, Gated2d),
-        *(Excitation, Sigmoid, Inverse, Random),
+        *(GazeForm, Mixed, Difference, Difference3d, Repeating3d, Gated, Gated2d, Emphasised),
+        *(Excitation, Sigmoid, Inverse, Random, GatedInverse, GatedRandom),
     )
 }

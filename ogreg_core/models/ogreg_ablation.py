@@ -89,7 +89,7 @@ class Choices:
 _LISTENING = {field.name for field in fields(Listening)}
 # Choices that a form of the Gaze does not look at.
 _DEAF = {
-    **dict.fromkeys(["2d", "3d", "difference-3d"], _LISTENING),
+    **dict.fromkeys(["2d", "3d", "difference-3d", "3d-repeating"], _LISTENING),
     "none": _LISTENING | {"gaze_projection", "fusion"},
     "excitation": _LISTENING - {"modulation"},
 }

@@ -115,7 +115,8 @@ def _ogreg_ablation(params_m: float, gmacs: float) -> ModelEntry:
             "glance": ("soda", "none"),
             "gaze": (
                 *("modulated", "2d", "3d", "none", "mixed", "difference", "difference-3d"),
-                *("gated", "gated-2d", "excitation", "sigmoid", "inverse", "random"),
+                *("3d-repeating", "gated", "gated-2d", "emphasised", "excitation", "sigmoid"),
+                *("inverse", "random", "gated-inverse", "gated-random"),
             ),
             "similarity": (
                 *("position", "frame", "pooled"),

@@ -73,10 +73,12 @@ def difference(layer: GazeForm, y: Tensor, m: Tensor, t: int) -> Tensor:
     return out
 
 
+def repeating(layer: GazeForm, y: Tensor, _m: Tensor, t: int) -> Tensor:
+    return volume(torch.cat([y[:, :1], y, y[:, -1:]], dim=1), layer.weight)[:, t + 1]
+
+
 def gated(layer: GazeForm, y: Tensor, m: Tensor, t: int) -> Tensor:
-    repeated = torch.cat([y[:, :1], y, y[:, -1:]], dim=1)
-    seen = volume(repeated, layer.weight)[:, t + 1] + layer.bias
-    return (1 + at_frame(m, t)) * seen - layer.bias
+    return (1 + at_frame(m, t)) * (repeating(layer, y, m, t) + layer.bias) - layer.bias
 
 
 def gated_2d(layer: GazeForm, y: Tensor, m: Tensor, t: int) -> Tensor:
@@ -84,11 +86,24 @@ def gated_2d(layer: GazeForm, y: Tensor, m: Tensor, t: int) -> Tensor:
     return (1 + at_frame(m, t)) * seen - layer.bias
 
 
+def emphasised(layer: GazeForm, y: Tensor, m: Tensor, t: int) -> Tensor:
+    return (1 + at_frame(m, t)) * (neighbours(layer, y, m, t) + layer.bias) - layer.bias
+
+
 def by_cosine(layer: GazeForm, y: Tensor) -> Tensor:
     cosine = F.cosine_similarity(y[:, :-1], y[:, 1:], dim=-1)[..., None]
     floor = torch.sigmoid(layer.offset)
     raised = torch.sigmoid(layer.sharpness * (1 - cosine) + layer.offset)
     return (raised - floor) / (1 - floor)
+
+
+def against_cosine(layer: GazeForm, y: Tensor) -> Tensor:
+    return 1 - by_cosine(layer, y)
+
+
+def by_lot(layer: GazeForm, y: Tensor) -> Tensor:
+    """The permutation itself is tested by itself."""
+    return modulation(layer.listen(y)[..., 0], layer.sharpness, layer.offset)
 
 
 def by_excitation(layer: GazeForm, y: Tensor) -> Tensor:
@@ -111,11 +126,16 @@ REFERENCES: dict[str, tuple[Callable, Callable]] = {
     "mixed": (by_cosine, mixed),
     "difference": (by_cosine, difference),
     "difference-3d": (fully, difference),
+    "3d-repeating": (fully, repeating),
     "gated": (by_cosine, gated),
     "gated-2d": (by_cosine, gated_2d),
+    "emphasised": (by_cosine, emphasised),
     "excitation": (by_excitation, gated),
     "sigmoid": (by_sigmoid, neighbours),
-    "inverse": (lambda layer, y: 1 - by_cosine(layer, y), neighbours),
+    "inverse": (against_cosine, neighbours),
+    "random": (by_lot, neighbours),
+    "gated-inverse": (against_cosine, gated),
+    "gated-random": (by_lot, gated),
 }
 
 
@@ -130,13 +150,13 @@ class TestForms:
         torch.testing.assert_close(layer(y), torch.stack(frames, 1))
 
     def test_every_form_is_tested(self):
-        assert set(REFERENCES) | {"random"} == set(FORMS)
+        assert set(REFERENCES) == set(FORMS)
 
     @pytest.mark.parametrize("name", FORMS)
     def test_one_frame_is_a_2d_convolution(self, name):
         layer, y = form_of(name), features(frames=1)
         kernel = layer.flat if name == "mixed" else layer.weight[:, :, 1]
-        if name in ("gated", "excitation"):
+        if name in ("gated", "excitation", "3d-repeating", "gated-inverse", "gated-random"):
             kernel = layer.weight.sum(2)
         torch.testing.assert_close(layer(y)[:, 0], tap(y[:, 0], kernel) + layer.bias)
         assert layer.modulation(y) is None
@@ -154,8 +174,8 @@ class TestForms:
         # Gating alone has no direction.
         assert (moved < 1e-12) == (name == "gated-2d")
 
-    # The others open their temporal taps to what zeros lie beyond the ends of a clip.
-    @pytest.mark.parametrize("name", sorted(set(FORMS) - {"sigmoid", "inverse"}))
+    # Where frames agree the others open: to the zeros beyond the ends of a clip, or by doubling.
+    @pytest.mark.parametrize("name", sorted(set(FORMS) - {"sigmoid", "inverse", "gated-inverse"}))
     def test_a_still_clip_is_seen_as_its_frame(self, name):
         layer = form_of(name)
         still = features()[:, :1].expand(-1, 4, -1, -1, -1)
@@ -168,9 +188,10 @@ class TestForms:
         expected = volume(y, kernel) + layer.bias
         torch.testing.assert_close(layer(y)[:, 1:-1], expected[:, 1:-1])
 
+    @pytest.mark.parametrize("name", ["random", "gated-random"])
     @pytest.mark.parametrize("similarity", ["position", "frame"])
-    def test_random_has_the_values_of_the_clip_at_other_places(self, similarity):
-        layer, y = form_of("random", similarity=similarity), features(frames=7)
+    def test_random_has_the_values_of_the_clip_at_other_places(self, name, similarity):
+        layer, y = form_of(name, similarity=similarity), features(frames=7)
         d, found = SIMILARITIES[similarity](y), layer.listen(y)
         torch.testing.assert_close(found.flatten(1).sort().values, d.flatten(1).sort().values)
         assert (found != d).float().mean() > 0.5
