@@ -28,7 +28,8 @@ def evidence(
     study: Annotated[
         str,
         typer.Argument(
-            help="models, ablations, tokens, frame-times, or a TOML file.", metavar="STUDY"
+            help="models, ablations, tokens, frame-times, budget, or a TOML file.",
+            metavar="STUDY",
         ),
     ],
     data: Annotated[

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
+from ogreg_core.evidence.study import builtin_studies
 from tests.cli.test_errors import check
 from tests.core.evidence.test_evidence_runner import RECIPE, STUDY, four_classes
 
@@ -66,3 +67,8 @@ def test_a_figure_is_repeated_by_an_ordinary_training(ogreg, study, demo_root, t
 )
 def test_wrong_usage_is_refused(ogreg, arguments, words):
     check(ogreg("evidence", *arguments), 2, words)
+
+
+def test_help_names_every_built_in_study(ogreg):
+    words = ogreg("evidence", "--help").stdout.replace("\n", " ").split()
+    assert {f"{name}," for name in builtin_studies()} <= set(words)
