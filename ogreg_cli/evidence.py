@@ -28,7 +28,7 @@ def evidence(
     study: Annotated[
         str,
         typer.Argument(
-            help="models, ablations, tokens, frame-times, budget, or a TOML file.",
+            help="models, ablations, gaze, tokens, frame-times, budget, or a TOML file.",
             metavar="STUDY",
         ),
     ],
