@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ogreg_core.errors import DataError
-from ogreg_core.evidence.summary import Cell, DataFacts, Summary
+from ogreg_core.evidence.comparison import Cell
+from ogreg_core.evidence.summary import DataFacts, Summary
 from ogreg_core.files import write_atomic
 from ogreg_core.label_places import place_labels
 from ogreg_core.profile_picture import check_picture

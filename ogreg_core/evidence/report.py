@@ -6,18 +6,11 @@ import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from ogreg_core.evidence.comparison import is_chance
 from ogreg_core.evidence.picture import draw_evidence
 from ogreg_core.evidence.results import Identity, Result
 from ogreg_core.evidence.runner import Choice, DataSet, Plan
-from ogreg_core.evidence.summary import (
-    DataFacts,
-    Failure,
-    Summary,
-    Tests,
-    Tuned,
-    is_chance,
-    summarise,
-)
+from ogreg_core.evidence.summary import DataFacts, Failure, Summary, Tests, Tuned, summarise
 from ogreg_core.evidence.tables import markdown
 from ogreg_core.files import write_text_atomic
 

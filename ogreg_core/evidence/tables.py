@@ -5,18 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from ogreg_core.evidence.study import Row, clips_per_epoch
-from ogreg_core.evidence.summary import (
+from ogreg_core.evidence.comparison import (
     LEAST_SEEDS,
     MARGIN_POINTS,
     SIGNIFICANT,
     Cell,
-    DataFacts,
     Difference,
-    Summary,
-    Tuned,
     Verdict,
 )
+from ogreg_core.evidence.study import Row, clips_per_epoch
+from ogreg_core.evidence.summary import DataFacts, Summary, Tuned
 from ogreg_core.profile_picture_parts import digits, short
 from ogreg_core.run_records import thousands
 

@@ -31,10 +31,10 @@ from torch import Tensor, nn
 from ogreg_core.data.loader import ViewDataset
 from ogreg_core.data.transforms import to_input
 from ogreg_core.evaluate_checkpoint import Evaluation, open_evaluation
+from ogreg_core.evidence.comparison import Cell
 from ogreg_core.evidence.report import summary_of
 from ogreg_core.evidence.runner import DataSet, Plan
 from ogreg_core.evidence.study import load_study
-from ogreg_core.evidence.summary import Cell
 from ogreg_core.files import write_atomic
 from ogreg_core.label_places import place_labels
 from ogreg_core.models.protocol import logits_of

@@ -12,9 +12,10 @@ from matplotlib.image import imread
 from matplotlib.text import Text
 
 from ogreg_core.errors import DataError, UsageError
+from ogreg_core.evidence.comparison import Cell
 from ogreg_core.evidence.picture import draw_evidence, evidence_figure
 from ogreg_core.evidence.study import Study
-from ogreg_core.evidence.summary import Cell, DataFacts, Summary
+from ogreg_core.evidence.summary import DataFacts, Summary
 from ogreg_core.profile_picture_parts import COLOURS
 from ogreg_core.recipe import Recipe
 

@@ -11,12 +11,11 @@ import pytest
 from ogreg_core.errors import DataError
 from ogreg_core.evidence.results import Identity, Result
 from ogreg_core.evidence.study import Row, Study
-from ogreg_core.evidence.summary import DataFacts, Difference, Failure, Tuned, summarise
+from ogreg_core.evidence.summary import DataFacts, Failure, Tuned, summarise
 
 # A class called Tests would be taken for one.
 from ogreg_core.evidence.summary import Tests as OnData
 from ogreg_core.recipe import Recipe
-from ogreg_core.statistics import paired_bootstrap_interval, sign_flip_test
 
 VIDEOS = 200
 
@@ -109,22 +108,6 @@ def test_a_machine_is_named_once_with_every_version_of_the_code():
     )
 
 
-def test_differences_are_those_of_the_statistics():
-    import numpy as np
-
-    rows = {
-        "ours": [result(seed, bits(100, shift=7 * seed)) for seed in range(3)],
-        "other": [result(seed, bits(112, shift=11 * seed)) for seed in range(3)],
-    }
-    found = summarise("study", study("other"), Recipe(), [OnData(facts(), rows)])
-    a, b = (np.array([[*map(int, r.right["none"])] for r in rows[row]]) for row in rows)
-    difference = found.cell("other", "first").difference
-    low, high = paired_bootstrap_interval(a, b)
-    assert difference.points == pytest.approx(100 * (b.mean() - a.mean()))
-    assert (difference.low, difference.high) == pytest.approx((100 * low, 100 * high))
-    assert difference.p == sign_flip_test((b - a).sum(axis=0).tolist())
-
-
 def test_results_of_other_seeds_do_not_count():
     rows = {"ours": [*three(100), result(9, bits(0))]}
     found = summarise("study", study(), Recipe(), [OnData(facts(), rows)])
@@ -172,22 +155,6 @@ def test_intervals_stay_among_the_percents():
 def test_verdicts_need_every_data_set(sets, word, why):
     (verdict,) = summary(*sets).verdicts
     assert (verdict.row, verdict.word, verdict.why) == ("other", word, why)
-
-
-def test_clear_needs_both_the_test_and_the_interval():
-    for low, high, p, clear, small in (
-        *((1, 9, 0.04, True, False), (1, 9, 0.06, False, False), (-1, 9, 0.04, False, False)),
-        *((-9, -1, 0.04, True, False), (-9, 0, 0.04, False, False), (-5, 5, 0.9, False, True)),
-        *((-5.1, 2, 0.9, False, False), (-2, 5.1, 0.9, False, False), (0.5, 4, 0.01, True, True)),
-    ):
-        middle = (low + high) / 2
-        difference = Difference(middle, low, high, p, {0: middle, 1: middle, 2: middle})
-        assert (difference.is_clear, difference.is_small) == (clear, small)
-
-
-def test_clear_needs_every_seed():
-    assert Difference(5, 1, 9, 0.01, {0: 9.0, 1: 5.0, 2: 1.0}).is_clear
-    assert not Difference(5, 1, 9, 0.01, {0: 12.0, 1: 5.0, 2: -2.0}).is_clear
 
 
 def test_a_grid_that_failed_as_a_whole_is_told():
