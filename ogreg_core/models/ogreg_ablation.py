@@ -53,6 +53,7 @@ class Choices:
         gaze: ``none``, ``2d`` and ``3d`` of MDConv, or a form of :mod:`ogreg_core.models.gaze_forms`.
         similarity, modulation, listens, sharpness, offset, channels: see
             :class:`ogreg_core.models.gaze_forms.Listening`.
+        gaze_spread: how many times as large as OG-ReG's the kernels of the Gaze begin.
         gaze_projection: a ``linear`` map of the features before the Gaze, or ``none``.
         fusion: the ``sum`` of Glance and Gaze; ``split``: each sees one half of the channels, and both
             lie side by side; ``learnt``: their sum with a learned scale per path and channel.
@@ -74,6 +75,7 @@ class Choices:
     sharpness: float = INITIAL_SHARPNESS
     offset: float = INITIAL_OFFSET
     channels: str = "own"
+    gaze_spread: float = 1.0
     gaze_projection: str = "none"
     fusion: str = "sum"
     position: str = "conv"
@@ -90,7 +92,7 @@ _LISTENING = {field.name for field in fields(Listening)}
 # Choices that a form of the Gaze does not look at.
 _DEAF = {
     **dict.fromkeys(["2d", "3d", "difference-3d", "3d-repeating"], _LISTENING),
-    "none": _LISTENING | {"gaze_projection", "fusion"},
+    "none": _LISTENING | {"gaze_projection", "gaze_spread", "fusion"},
     "excitation": _LISTENING - {"modulation"},
 }
 
@@ -357,6 +359,16 @@ def make_gaze(dim: int, choices: Choices, heard: Heard | None) -> MDConv:
     return form(dim, listening, heard)
 
 
+@torch.no_grad()
+def spread_kernels(network: nn.Module, factor: float) -> None:
+    """Multiply what was drawn for every Gaze, in place."""
+    for gaze in network.modules():
+        if isinstance(gaze, MDConv):
+            for name, parameter in gaze.named_parameters(recurse=False):
+                if name in ("weight", "flat"):
+                    parameter.mul_(factor)
+
+
 # --- the model ----------------------------------------------------------------------------------
 
 
@@ -389,6 +401,7 @@ class AblatedOGReG(OGReG):
         if choices.stem_norm == "layer":
             assert isinstance(self.stem, ConvStem)
             self.stem.bn1 = LayerNorm2d(self.stem.conv2.in_channels)
+        spread_kernels(self, choices.gaze_spread)
         self.choices = choices
         self.heard = heard
         self.clock = clock

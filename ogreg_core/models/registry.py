@@ -127,6 +127,7 @@ def _ogreg_ablation(params_m: float, gmacs: float) -> ModelEntry:
             "sharpness": (30, 6, 15, 60, 120),
             "offset": (-2, -4, -1, 0, 2),
             "channels": ("own", "log", "shared", "fixed"),
+            "gaze_spread": (1, 2, 4),
             "gaze_projection": ("none", "linear"),
             "fusion": ("sum", "split", "learnt"),
             "position": ("conv", "none", "rotary", "rotary-seconds"),

@@ -93,10 +93,12 @@ class TestTheModelItself:
     def test_every_choice_changes_the_network(self, choices):
         plain, model = small_model(), small_model(**choices)
         shapes = {name: value.shape for name, value in model.state_dict().items()}
+        # Of what has another beginning.
+        own = ("sharpness", "offset", *(["gaze.weight"] if "gaze_spread" in choices else []))
         same = {
             name: value
             for name, value in plain.state_dict().items()
-            if shapes.get(name) == value.shape and not name.endswith(("sharpness", "offset"))
+            if shapes.get(name) == value.shape and not name.endswith(own)
         }
         model.load_state_dict(same, strict=False)
         # Little moves, so that no modulation is saturated.
@@ -112,6 +114,15 @@ def test_where_listening_starts(option, value):
     gaze = small_model(**{option: value}).stages[1][0].gaze
     assert type(gaze) is MDConv, "its kernels still serve"
     assert set(getattr(gaze, option).tolist()) == {value}
+
+
+@pytest.mark.parametrize("gaze", ["modulated", "3d", "mixed"])
+def test_kernels_begin_larger_and_nothing_else_changes(gaze):
+    plain, spread = (small_model(gaze=gaze, gaze_spread=factor) for factor in (1, 4))
+    values = spread.state_dict()
+    for name, value in plain.state_dict().items():
+        is_kernel = name.endswith(("gaze.weight", "gaze.flat"))
+        assert torch.equal(values[name], 4 * value if is_kernel else value), name
 
 
 class TestListeningToTheStem:
