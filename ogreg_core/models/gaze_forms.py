@@ -3,7 +3,8 @@
 The question is in which form it pays to let the dissimilarity of frames decide how a depthwise
 convolution uses the neighbouring frames. Motion excitation by squeezed differences of features is
 known from TEA (arXiv 2004.01398) and ACTION-Net (arXiv 2103.07372), differences of neighbours as
-input of a convolution from TDN (arXiv 2012.10071); the formulas here are not theirs.
+input of a convolution from TDN (arXiv 2012.10071); the formulas here are not theirs. The answers so far
+stand in the README, "Forms of the Gaze".
 
 Notation: B batch, T frames, H W rows and columns, C channels; layout channels last,
 ``[B, T, H, W, C]``. K-, K0, K+ are the temporal slices of a depthwise 3x3x3 kernel, ``*`` the
