@@ -34,10 +34,10 @@ LEAST_SEEDS = 3
 
 @dataclass(frozen=True)
 class Difference:
-    """A row against the reference, over the seeds that both have.
+    """A row against the reference or another row, over the seeds that both have.
 
     Args:
-        points: top-1 of the row less that of the reference, in percent points.
+        points: top-1 of the row less that of the other, in percent points.
         low, high: 95 % interval of it, over seeds and videos.
         p: of the sign-flip test over videos.
         by_seed: the difference of each seed that both have, in percent points.

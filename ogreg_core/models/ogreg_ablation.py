@@ -361,11 +361,12 @@ def make_gaze(dim: int, choices: Choices, heard: Heard | None) -> MDConv:
 
 @torch.no_grad()
 def spread_kernels(network: nn.Module, factor: float) -> None:
-    """Multiply what was drawn for every Gaze, in place."""
+    """Multiply the kernels that were drawn for every Gaze, in place."""
     for gaze in network.modules():
         if isinstance(gaze, MDConv):
-            for name, parameter in gaze.named_parameters(recurse=False):
-                if name in ("weight", "flat"):
+            for parameter in gaze.parameters(recurse=False):
+                # Its own others are one number per channel.
+                if parameter.ndim > 1:
                     parameter.mul_(factor)
 
 

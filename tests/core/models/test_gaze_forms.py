@@ -77,17 +77,20 @@ def repeating(layer: GazeForm, y: Tensor, _m: Tensor, t: int) -> Tensor:
     return volume(torch.cat([y[:, :1], y, y[:, -1:]], dim=1), layer.weight)[:, t + 1]
 
 
-def gated(layer: GazeForm, y: Tensor, m: Tensor, t: int) -> Tensor:
-    return (1 + at_frame(m, t)) * (repeating(layer, y, m, t) + layer.bias) - layer.bias
+def flat(layer: GazeForm, y: Tensor, _m: Tensor, t: int) -> Tensor:
+    return tap(y[:, t], layer.weight[:, :, 1])
 
 
-def gated_2d(layer: GazeForm, y: Tensor, m: Tensor, t: int) -> Tensor:
-    seen = tap(y[:, t], layer.weight[:, :, 1]) + layer.bias
-    return (1 + at_frame(m, t)) * seen - layer.bias
+def gating(seen: Callable) -> Callable:
+    """What is seen, with its bias, times 1 + n; the bias is added to every form by the test."""
+
+    def formula(layer: GazeForm, y: Tensor, m: Tensor, t: int) -> Tensor:
+        return (1 + at_frame(m, t)) * (seen(layer, y, m, t) + layer.bias) - layer.bias
+
+    return formula
 
 
-def emphasised(layer: GazeForm, y: Tensor, m: Tensor, t: int) -> Tensor:
-    return (1 + at_frame(m, t)) * (neighbours(layer, y, m, t) + layer.bias) - layer.bias
+gated, gated_2d, emphasised = gating(repeating), gating(flat), gating(neighbours)
 
 
 def by_cosine(layer: GazeForm, y: Tensor) -> Tensor:
@@ -156,7 +159,7 @@ class TestForms:
     def test_one_frame_is_a_2d_convolution(self, name):
         layer, y = form_of(name), features(frames=1)
         kernel = layer.flat if name == "mixed" else layer.weight[:, :, 1]
-        if name in ("gated", "excitation", "3d-repeating", "gated-inverse", "gated-random"):
+        if REFERENCES[name][1] in (gated, repeating):
             kernel = layer.weight.sum(2)
         torch.testing.assert_close(layer(y)[:, 0], tap(y[:, 0], kernel) + layer.bias)
         assert layer.modulation(y) is None
