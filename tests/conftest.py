@@ -18,11 +18,16 @@ import av
 import numpy as np
 import pytest
 import torch
+from hypothesis import settings
 
 from ogreg_core.datasets.demo import prepare_demo
 from ogreg_core.progress import ignore_progress
 from tests import ranks  # noqa: F401  It says what the fork server loads.
 from tests.forked import Forks
+
+# How long an example takes says something of the machine, not of the code.
+settings.register_profile("ogreg", deadline=None)
+settings.load_profile("ogreg")
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -45,7 +45,7 @@ def test_a_run_is_appended_as_one_line_and_those_before_stay(tmp_path, capsys):
 
 
 def test_processes_are_timed_and_may_time_themselves():
-    code = "import time; s = time.process_time()\nwhile time.process_time() < s + 0.2: pass\n"
+    code = "import time; s = time.process_time()\nwhile time.process_time() < s + 0.3: pass\n"
     commands = {
         "busy": [sys.executable, "-c", code],
         "idle": [sys.executable, "-c", "import time; time.sleep(0.2)"],
@@ -53,7 +53,8 @@ def test_processes_are_timed_and_may_time_themselves():
     }
     found = record.process_medians(commands, repeats=1, self_timed=["own"])
     assert found["own"] == (7.0, 3.0)
-    assert found["busy"].processor >= 0.2
+    # The system counts a child's processor time in ticks of 10 ms.
+    assert found["busy"].processor > 0.25
     assert found["idle"].wall >= 0.2
     assert found["idle"].processor < 0.15
 

@@ -29,7 +29,7 @@ from ogreg_core.progress import ignore_progress
 
 
 @given(classes=st.integers(2, 12), count=st.integers(1, 40), seed=st.integers(0, 10**6))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_metrics_equal_a_plain_loop(classes, count, seed):
     generator = torch.Generator().manual_seed(seed)
     scores = torch.rand(count, classes, generator=generator).softmax(1)

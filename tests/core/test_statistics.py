@@ -34,7 +34,7 @@ def bisect(function, low, high):
 
 
 @given(trials=st.integers(1, 30000), share=st.floats(0, 1))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_wilson_solves_the_score_equation(trials, share):
     """At both ends the observed share is 1.96 standard errors *of the end* away."""
     successes = round(share * trials)
@@ -149,7 +149,7 @@ def test_paired_interval_at_its_ends():
     bins=st.integers(1, 20),
     seed=st.integers(0, 10**6),
 )
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_calibration_error_equals_torchmetrics(classes, count, bins, seed):
     from torchmetrics.functional.classification import multiclass_calibration_error
 
@@ -246,7 +246,7 @@ def test_mean_interval_of_seeds():
 
 
 @given(differences=st.lists(st.integers(-3, 3), max_size=9))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_sign_flips_equal_all_sign_patterns(differences):
     far = abs(sum(differences))
     patterns = list(itertools.product((-1, 1), repeat=len(differences)))

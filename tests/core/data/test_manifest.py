@@ -33,7 +33,7 @@ names = st.text(st.characters(blacklist_categories=("Cs", "Cc")), min_size=1).fi
 
 
 @given(path=names, fps=st.floats(1, 240), frames=st.integers(1, 10**6))
-@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_rows_survive_a_round_trip(path, fps, frames, tmp_path):
     rows = [Row(path, 1, frames, fps, frames / fps, 64, 48, "pyav")]
     write(tmp_path, rows)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from ogreg_core.data.mixing import Erasing, Mixing, draw_erasing, erase, mix
@@ -159,7 +159,6 @@ class TestMix:
             expected = kept * clean[b] + (1 - kept) * clean[partner]
             torch.testing.assert_close(targets[b].double(), expected, atol=1e-6, rtol=1e-5)
 
-    @settings(deadline=None)
     @given(
         st.integers(2, 5),
         st.integers(1, 40),

@@ -373,7 +373,7 @@ PATHS = st.builds(lambda middle, dot: f"x{middle}{dot}", NAMES, st.sampled_from(
 QUOTED = st.builds(lambda middle: f'"{middle}".webm', NAMES)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(
     paths=st.lists(
         PATHS | QUOTED, min_size=1, max_size=8, unique_by=lambda p: p.rpartition(".")[0]

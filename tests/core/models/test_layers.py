@@ -3,7 +3,7 @@ from __future__ import annotations
 import warnings
 
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torchvision.ops import MLP, StochasticDepth
 
@@ -59,7 +59,6 @@ class TestInPieces:
         return in_pieces(watched, *tensors, length=length), lengths
 
     @given(entries=st.integers(1, 40), length=st.integers(1, 50))
-    @settings(deadline=None)
     def test_result_and_lengths(self, entries, length):
         x, y = torch.randn(entries, 3), torch.randn(entries, 2)
         function = lambda x, y: torch.cat([x * 2, y], dim=1)  # noqa: E731

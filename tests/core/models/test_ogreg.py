@@ -145,7 +145,7 @@ class TestDissimilarity:
                 assert d[0, t].reshape(4)[p].item() == pytest.approx(1 - cosine.item(), abs=1e-9)
 
     @given(scale=st.floats(0.01, 100), seed=st.integers(0, 1000))
-    @settings(max_examples=30, deadline=None)
+    @settings(max_examples=30)
     def test_ignores_scale_and_stays_within_bounds(self, scale, seed):
         y = torch.randn(1, 4, 3, 3, 8, generator=torch.Generator().manual_seed(seed))
         d = frame_dissimilarity(y)
@@ -228,7 +228,7 @@ class TestModel:
         width=st.integers(32, 70),
         stem=st.sampled_from(["conv", "patch"]),
     )
-    @settings(max_examples=12, deadline=None)
+    @settings(max_examples=12)
     def test_any_size_runs(self, frames, height, width, stem):
         model = small_model(stem)
         with torch.no_grad():

@@ -79,7 +79,7 @@ def moving_square() -> Tensor:
 
 
 class TestConvolution:
-    @settings(max_examples=15, deadline=None)
+    @settings(max_examples=15)
     @given(
         shape=st.tuples(*[st.integers(1, n) for n in (2, 4, 3, 4, 2)]),
         threshold=st.sampled_from([0.0, 0.3, 0.7, 0.95, 2.0]),
@@ -138,7 +138,7 @@ class TestConvolution:
 
 
 class TestSmallestOpening:
-    @settings(max_examples=40, deadline=None)
+    @settings(max_examples=40)
     @given(
         a=st.lists(st.sampled_from([-20.0, 0.0, 5.0, 30.0]), min_size=1, max_size=3),
         b=st.floats(-3, 1),

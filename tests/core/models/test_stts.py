@@ -107,7 +107,7 @@ class TestCounts:
         assert anchors.corners == sorted(anchors.corners)
 
     @given(height=st.integers(1, 30), width=st.integers(1, 30), ratio=st.floats(0.02, 1.0))
-    @settings(max_examples=200, deadline=None)
+    @settings(max_examples=200)
     def test_windows_lie_within_any_frame_and_keep_no_more_than_asked(self, height, width, ratio):
         anchors = anchors_of(height, width, ratio)
         assert 1 <= anchors.height <= height

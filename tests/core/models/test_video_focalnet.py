@@ -341,7 +341,7 @@ class TestModel:
         width=st.integers(32, 70),
         flags=st.sampled_from(["plain", "tubelet"]),
     )
-    @settings(max_examples=8, deadline=None)
+    @settings(max_examples=8)
     def test_any_size_runs(self, frames, height, width, flags):
         model = lively(FLAGS[flags])
         with torch.no_grad():

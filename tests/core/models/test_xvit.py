@@ -447,7 +447,7 @@ def test_values_that_make_no_sense_are_refused(choices):
 
 class TestProtocol:
     @given(frames=st.integers(1, 9), height=st.integers(8, 50), width=st.integers(8, 50))
-    @settings(max_examples=12, deadline=None)
+    @settings(max_examples=12)
     def test_any_size_runs(self, frames, height, width):
         model = tiny(summary="odd")
         with torch.no_grad():

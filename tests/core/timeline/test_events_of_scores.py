@@ -95,7 +95,7 @@ class TestEvents:
         assert [(event.start_s, event.end_s) for event in found] == [(0, 1), (2, 3)]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     seed=st.integers(0, 999),
     threshold=st.floats(0.1, 0.9),

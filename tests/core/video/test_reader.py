@@ -71,9 +71,7 @@ def test_guard_keeps_decord_from_files_it_reads_wrongly(encode):
 
 
 @given(data=st.data())
-@settings(
-    max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_any_indices_of_a_seekable_file(data, tmp_path):
     path = tmp_path / "clip.mp4"
     if not path.exists():
