@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from ogreg_core.distributed import World
     from ogreg_core.recipe import LoadedRecipe
     from ogreg_core.runs import RunFolder
-    from ogreg_core.training.assemble import Splits
     from ogreg_core.training.loop import Trainer
+    from ogreg_core.training.splits import Splits
 
 EXAMPLES = (
     "Examples: ogreg train recipes/demo.toml | "
@@ -149,12 +149,9 @@ def _start(loaded: LoadedRecipe, out: Path | None, where: Where) -> None:
     loading()
     from ogreg_core.distributed import join
     from ogreg_core.runs import RunFolder
-    from ogreg_core.training.assemble import (
-        check_model,
-        describe_run,
-        load_splits,
-        order_of,
-    )
+    from ogreg_core.training.assemble import check_model
+    from ogreg_core.training.settings import order_of
+    from ogreg_core.training.splits import describe_run, load_splits
 
     with join(where.device) as (world, device):
         before = world.on_main(lambda: world.recall("run"))
@@ -198,7 +195,7 @@ def _resume(folder: Path, loaded: LoadedRecipe, where: Where) -> None:
 def _continue(
     run: RunFolder, loaded: LoadedRecipe, world: World, device: Any, where: Where
 ) -> None:
-    from ogreg_core.training.assemble import load_splits
+    from ogreg_core.training.splits import load_splits
 
     moved = "data.root" in loaded.origins and loaded.origins["data.root"] == "override"
     known = None if moved else Path(run.read_json("data.json")["folder"])

@@ -39,13 +39,8 @@ from ogreg_core.datasets.locations import find_dataset
 from ogreg_core.errors import DataError, UsageError
 from ogreg_core.models.registry import find_model
 from ogreg_core.recipe import LoadedRecipe, Recipe
-from ogreg_core.training.assemble import (
-    Splits,
-    augmentation_of,
-    load_splits,
-    mixing_of,
-    sampling_of,
-)
+from ogreg_core.training.settings import augmentation_of, mixing_of, sampling_of
+from ogreg_core.training.splits import Splits, load_splits
 
 __all__ = ["DataSheet", "Partner", "TestVideo", "TrainSample", "collect"]
 

@@ -22,8 +22,9 @@ from ogreg_core.models.registry import MODELS
 from ogreg_core.progress import ignore_progress
 from ogreg_core.recipe import load_recipe
 from ogreg_core.runs import RunFolder
-from ogreg_core.training.assemble import build_trainer, describe_run, load_splits
+from ogreg_core.training.assemble import build_trainer
 from ogreg_core.training.loop import Trainer
+from ogreg_core.training.splits import describe_run, load_splits
 
 CPU = torch.device("cpu")
 

@@ -21,7 +21,7 @@ from ogreg_core.processes import Lost, run_isolated
 from ogreg_core.progress import Note, Progress, ProgressCallback
 from ogreg_core.recipe import load_recipe
 from ogreg_core.signals import StopRequest
-from ogreg_core.training.assemble import sampling_of
+from ogreg_core.training.settings import sampling_of
 
 __all__ = ["RESULTS_FILE", "Choice", "DataSet", "Plan", "run_study"]
 

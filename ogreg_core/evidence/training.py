@@ -31,8 +31,9 @@ from ogreg_core.progress import Note, Progress, ignore_progress
 from ogreg_core.recipe import LoadedRecipe
 from ogreg_core.runs import RunFolder, environment
 from ogreg_core.saved_scores import SavedScores
-from ogreg_core.training.assemble import Splits, build_trainer, describe_run, load_splits
+from ogreg_core.training.assemble import build_trainer
 from ogreg_core.training.loop import Trainer
+from ogreg_core.training.splits import Splits, describe_run, load_splits
 
 __all__ = ["Job", "Means", "run_job"]
 

@@ -9,8 +9,10 @@ import torch
 from ogreg_core.data.order import BatchOrder
 from ogreg_core.errors import DataError
 from ogreg_core.recipe import Recipe
-from ogreg_core.training.assemble import load_splits, model_of, optim_of
+from ogreg_core.training.assemble import model_of
 from ogreg_core.training.optim import parameter_groups
+from ogreg_core.training.settings import optim_of
+from ogreg_core.training.splits import load_splits
 
 __all__ = ["PLACEHOLDER_CLASSES", "describe_step", "parameter_table"]
 

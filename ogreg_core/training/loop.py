@@ -53,7 +53,7 @@ class LoopSettings:
         eval_every: epochs between validations.
         save_seconds: longest time between two saved states within an epoch.
         identity: what a training must agree in to be continued, see
-            :func:`ogreg_core.training.assemble.identity_of`.
+            :func:`ogreg_core.training.splits.identity_of`.
     """
 
     epochs: int

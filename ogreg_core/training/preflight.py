@@ -32,19 +32,10 @@ from ogreg_core.models.weights import PRETRAINED
 from ogreg_core.recipe import LoadedRecipe, Recipe
 from ogreg_core.recipe_tables import InitTable
 from ogreg_core.training.announcement import PLACEHOLDER_CLASSES
-from ogreg_core.training.assemble import (
-    Splits,
-    augmentation_of,
-    build_model,
-    load_splits,
-    memory_advice,
-    model_of,
-    order_of,
-    sampling_of,
-    step_of,
-    training_precision,
-)
+from ogreg_core.training.assemble import build_model, memory_advice, model_of, step_of
 from ogreg_core.training.rehearsal import Rehearsal, invented_batch, loading_rate, rehearse
+from ogreg_core.training.settings import augmentation_of, order_of, sampling_of, training_precision
+from ogreg_core.training.splits import Splits, load_splits
 from ogreg_core.video.decoders import decord_available
 
 __all__ = ["Preflight", "check_recipe", "quick_checks", "waiting_share"]

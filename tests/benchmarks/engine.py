@@ -29,11 +29,12 @@ from ogreg_core.progress import ignore_progress
 from ogreg_core.recipe import load_recipe
 from ogreg_core.runs import RunFolder
 from ogreg_core.signals import StopRequest
-from ogreg_core.training.assemble import build_trainer, describe_run, load_splits
+from ogreg_core.training.assemble import build_trainer
 from ogreg_core.training.board import Board
 from ogreg_core.training.loop import Trainer
 from ogreg_core.training.optim import OptimSettings, build_optimizer, build_schedule
 from ogreg_core.training.rehearsal import invented_batch
+from ogreg_core.training.splits import describe_run, load_splits
 from ogreg_core.training.step import StepSettings, TrainStep
 from tests.benchmarks.record import build_parser, finish
 

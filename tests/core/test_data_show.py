@@ -23,7 +23,9 @@ from ogreg_core.errors import DataError, UsageError
 from ogreg_core.progress import ignore_progress
 from ogreg_core.recipe import load_recipe
 from ogreg_core.runs import RunFolder
-from ogreg_core.training.assemble import augmentation_of, build_trainer, load_splits
+from ogreg_core.training.assemble import build_trainer
+from ogreg_core.training.settings import augmentation_of
+from ogreg_core.training.splits import load_splits
 from ogreg_core.video import read_frames, write_video
 from tests.conftest import moving_frames
 

@@ -22,8 +22,8 @@ from ogreg_core.data.rand_augment import parse_rand_augment
 from ogreg_core.data.transforms import augment
 from ogreg_core.models.registry import create_model
 from ogreg_core.recipe import Recipe, builtin_recipes, load_recipe
-from ogreg_core.training.assemble import augmentation_of, mixing_of, optim_of
 from ogreg_core.training.optim import warmup_cosine
+from ogreg_core.training.settings import augmentation_of, mixing_of, optim_of
 from tests.core.test_recipes import head
 
 RECIPES = builtin_recipes()

@@ -12,8 +12,8 @@ from torch import nn
 from ogreg_core.data.order import share_of
 from ogreg_core.distributed import join
 from ogreg_core.recipe import load_recipe
-from ogreg_core.training.assemble import _step_settings
 from ogreg_core.training.batch_norm import SyncedBatchNorm, synchronise_batch_norm
+from ogreg_core.training.settings import step_settings_of
 from tests import ranks
 from tests.core.training.test_resume import records, train
 from tests.core.training.test_step import MIXED, SETTINGS, make_batch, make_step, weights
@@ -123,7 +123,7 @@ def test_token_frames_that_are_left(frames, keeps, left):
     recipe = load_recipe(
         "demo", [f"data.frames={frames}", f"model.token_selection.time=[{texts}]"]
     ).recipe
-    settings = _step_settings(recipe, 8, 1, "fp32")
+    settings = step_settings_of(recipe, 8, 1, "fp32")
     assert settings.still == (left == 1)
 
 

@@ -25,7 +25,8 @@ from ogreg_core.errors import (
 from ogreg_core.progress import Note, Progress, ignore_progress
 from ogreg_core.recipe import load_recipe
 from ogreg_core.runs import RunFolder
-from ogreg_core.training.assemble import build_trainer, describe_run, load_splits
+from ogreg_core.training.assemble import build_trainer
+from ogreg_core.training.splits import describe_run, load_splits
 from ogreg_core.training.state import Position, load_state, save_state
 from tests import ranks
 from tests.conftest import TINY

@@ -14,9 +14,9 @@ from ogreg_core.data.loader import TrainBatch
 from ogreg_core.errors import EnvironmentFault
 from ogreg_core.models.registry import create_model
 from ogreg_core.recipe import load_recipe
-from ogreg_core.training.assemble import load_splits
 from ogreg_core.training.preflight import check_recipe, quick_checks, waiting_share
 from ogreg_core.training.rehearsal import invented_batch, loading_rate, rehearse
+from ogreg_core.training.splits import load_splits
 
 CPU = torch.device("cpu")
 TINY = ["data.frames=4", "data.size=32", "data.short_side=32", "train.batch_size=8"]
