@@ -206,7 +206,7 @@ def _word_and_reason(
         return "not settled", f"{lacking[0].row} lacks seeds on {lacking[0].dataset}"
     differences = [difference for difference in found.values() if difference]
     if not differences or len(differences) < len(found):
-        return "not settled", "the reference was not trained, or not tested so"
+        return "not settled", "the reference was not asked for, not trained, or not tested so"
     if min(len(difference.seeds) for difference in differences) < LEAST_SEEDS:
         return "not settled", f"fewer than {LEAST_SEEDS} seeds"
     if all(one.is_clear for one in differences):

@@ -63,6 +63,7 @@ def _tuned(choice: Choice) -> Tuned:
         choice.lr,
         {} if choice.row.lr_of else accuracies,
         blind,
+        is_given=choice.is_given,
     )
 
 

@@ -58,13 +58,14 @@ class DataSet:
 @dataclass(frozen=True)
 class Choice:
     """The learning rate of a row on a data set, and the trainings it was chosen by; the rate is None as
-    long as they are not done, or where all of them failed.
+    long as they are not done, or where all of them failed, and given where the study names it.
     """
 
     row: Row
     data: DataSet
     lr: float | None
     tried: dict[float, Result]
+    is_given: bool = False
 
 
 class Plan:
@@ -182,7 +183,7 @@ class Plan:
         """The best rate by held-out top-1, then by cross-entropy."""
         chooser = self.chooser(row)
         if chooser.lr:
-            return Choice(row, data, chooser.lr, {})
+            return Choice(row, data, chooser.lr, {}, is_given=True)
         source = self.tuned_on(data)
         reached = self._reached(chooser, source, results)
         tried = {lr: result for lr, result in reached.items() if result is not None}

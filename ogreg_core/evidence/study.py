@@ -186,11 +186,6 @@ class Study(Table):
             raise ValueError(f"seed {self.tuning.seed} is the tuning's own")
         return self
 
-    @property
-    def gives_rates(self) -> bool:
-        """Whether nothing is tuned."""
-        return all(self.row(row.lr_of).lr if row.lr_of else row.lr for row in self.rows)
-
     def row(self, name: str) -> Row:
         """The row of that name."""
         return next(row for row in self.rows if row.name == name)

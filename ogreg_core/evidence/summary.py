@@ -79,6 +79,7 @@ class Tuned:
         accuracies: held-out top-1 in percent by learning rate; None where the training failed; empty
             where the study gives the rate, or another row does.
         is_blind: whether it was chosen by videos of which it was right no more often than chance.
+        is_given: whether it stands in the study, so that there was nothing to choose.
     """
 
     row: str
@@ -86,6 +87,7 @@ class Tuned:
     lr: float | None
     accuracies: Mapping[float, float | None] = field(default_factory=dict)
     is_blind: bool = False
+    is_given: bool = False
 
 
 @dataclass(frozen=True)

@@ -141,8 +141,9 @@ def _caption(summary: Summary, facts: DataFacts) -> str:
     optimizer = _OPTIMIZERS[recipe.train.optimizer]
     views = recipe.eval.clips * recipe.eval.crops
     grid = ", ".join(f"{lr:g}" for lr in study.tuning.lrs)
-    rates = "given by the study" if study.gives_rates else f"from {grid}"
-    if study.tuning.first and not study.gives_rates:
+    given = bool(summary.tuned) and all(item.is_given for item in summary.tuned)
+    rates = "given by the study" if given else f"from {grid}"
+    if study.tuning.first and not given:
         first = ", ".join(f"{lr:g}" for lr in study.tuning.first)
         rates += (
             f" (first {first}, then outwards as long as the best lies at an end of what was tried)"
@@ -259,12 +260,15 @@ def _compared(summary: Summary, cell: Cell, why: str) -> tuple[_Entry, _Entry]:
     if cell.difference is None:
         empty = _Entry(_MISSING, why or "no seed that the reference has, too")
         return empty, empty
-    p = cell.difference.p
     few = [seed for seed in summary.study.seeds if seed not in cell.difference.seeds]
     note = f"difference over {_seeds(cell.difference.seeds)} only" if few else ""
     if len(cell.difference.seeds) == 1:
         note = "; ".join(filter(None, [note, "one seed: the interval and p are over videos alone"]))
-    return _Entry(_interval(cell.difference), note), _Entry("<0.0001" if p < 1e-4 else f"{p:.4f}")
+    return _Entry(_interval(cell.difference), note), _Entry(_chance(cell.difference))
+
+
+def _chance(difference: Difference) -> str:
+    return "<0.0001" if difference.p < 1e-4 else f"{difference.p:.4f}"
 
 
 def _interval(difference: Difference) -> str:
@@ -297,9 +301,11 @@ def _legend(summary: Summary) -> str:
         "Top-1 in % of the test videos: mean over seeds, with Student's 95 % interval for other seeds. "
         "GMACs: billions of multiply-adds of one view, a multiply-add counted once. "
         f"Difference to {_escape(summary.study.reference)} in percent points, with a 95 % interval from "
-        "a bootstrap over seeds and videos and the p of an exact sign-flip test over videos. "
+        "a bootstrap over seeds, the same ones of both rows, and videos and the p of an exact sign-flip "
+        "test over videos. "
         f"{_controls(summary)}Training: median over seeds, seconds and times "
-        f"the reference{f' ({_escape(machines)})' if machines else ''}."
+        f"the reference{f' ({_escape(machines)})' if machines else ''}, not side by side: what else the "
+        "machine did and later versions of the code are in them."
     )
 
 
@@ -339,7 +345,10 @@ def _verdict_table(summary: Summary, verdicts: Sequence[Verdict]) -> str:
     lines = []
     for verdict in verdicts:
         found = [verdict.differences[facts.name] for facts in summary.data]
-        texts = [_interval(difference) if difference else _MISSING for difference in found]
+        texts = [
+            f"{_interval(difference)}, p {_escape(_chance(difference))}" if difference else _MISSING
+            for difference in found
+        ]
         lines.append([_escape(verdict.row), *texts, _escape(_verdict_words(verdict))])
     names = [_escape(facts.name) for facts in summary.data]
     return _table(["model", *names, "verdict"], lines, ("model", "verdict"))
@@ -381,8 +390,8 @@ def _tuning(summary: Summary) -> Iterator[str]:
 
 def _tuning_line(summary: Summary, item: Tuned, grid: Sequence[float], marks: _Marks) -> list[str]:
     row = next((row for row in summary.study.rows if row.name == item.row), Row(name=item.row))
-    note = "not run yet" if item.lr is None else "not tried: its neighbour was not the best"
-    if row.lr:
+    note = "not run yet" if item.lr is None else "not asked for: its neighbour was not the best"
+    if item.is_given:
         note = "the study gives the rate"
     if row.lr_of:
         note = "takes the rate of another"

@@ -18,11 +18,11 @@ Measured so far, ogreg-n from scratch on two small data sets, three seeds (READM
 comparisons"), as it is 58.9 and 17.4 % top-1: without the Gaze (14.9, 5.8), with a 2-D one (16.1,
 6.0), or with the similarity of pooled features (22.6, 7.2) it is worse. A plain 3-D convolution is worse
 on the one and, with repeated edge frames, better on the other (39.9, 30.3); (1 + m) times that
-convolution is better than it on both (59.5, 39.0), with no clear difference between m and m of
-another place (51.2, 37.9). Not settled: kernels of the Gaze that begin twice as large (66.7, 24.3), d per
-position against its mean over the frame (43.5, 21.1), the Glance against none (61.3, 20.7), fusion,
-positional encoding, pooling, interpolation, strides, and the stem (patches: 51.8, 34.6; layer norm
-in place of its batch norm: 60.7, 24.7).
+convolution is better than it on both (59.5, 39.0), but not clearly so where kernels begin larger, and
+with no clear difference between m and m of another place (51.2, 37.9). Not settled: kernels of the
+Gaze that begin twice as large (66.7, 24.3), d per position against its mean over the frame (43.5,
+21.1), the Glance against none (61.3, 20.7), fusion, positional encoding, pooling, interpolation,
+strides, and the stem (patches: 51.8, 34.6; layer norm in place of its batch norm: 60.7, 24.7).
 
 Two details follow from the demand that a still clip must stay still through the whole network (its
 frames identical in every block, hence dissimilarity 0 everywhere): the modulation is exactly 0 at

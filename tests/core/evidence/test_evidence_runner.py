@@ -265,7 +265,7 @@ def test_a_budget_that_no_epochs_meet_is_refused(plan_in, changes, words):
         Plan(study, plan.recipe, plan.data, plan.out)
 
 
-def test_a_failure_is_listed_and_the_others_go_on(plan_in, monkeypatch):
+def test_a_failure_is_listed_and_the_others_go_on(plan_in, monkeypatch, tmp_path):
     build = training.build_trainer
 
     def fails_for_patches(loaded, *arguments, **rest):
@@ -289,6 +289,8 @@ def test_a_failure_is_listed_and_the_others_go_on(plan_in, monkeypatch):
     # Whose rate a row takes is told of even where only the row is asked for.
     alone = summary_of("stems", plan_in("out", ["flat"], [0]))
     assert {item.row for item in alone.tuned if item.accuracies} == {"conv"}
+    report = write_report(alone, tmp_path / "report", "stems-part", "ogreg evidence stems")[0]
+    assert "learning rates from 0.001, 0.002." in report.read_text()
 
     assert len(run(plan)) == len(results)
     monkeypatch.setattr(training, "build_trainer", build)

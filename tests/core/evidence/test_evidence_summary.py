@@ -263,7 +263,7 @@ def test_without_the_reference_there_are_no_differences():
     tests = [OnData(facts(), {"other": three(90)})]
     found = summarise("study", reduced, Recipe(), tests)
     assert found.cells[0].difference is None
-    assert found.verdicts[0].why == "the reference was not trained, or not tested so"
+    assert found.verdicts[0].why == "the reference was not asked for, not trained, or not tested so"
 
 
 def test_failures_are_listed_once():

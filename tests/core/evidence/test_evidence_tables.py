@@ -74,7 +74,7 @@ TUNED = [
     Tuned("ours", "hard", 1e-3, {5e-4: 41.0, 1e-3: 52.5, 2e-3: None}),
     Tuned("peer_a", "hard", 2e-3, {5e-4: 40.0, 1e-3: 41.0, 2e-3: 45.0}),
     Tuned("half", "hard", 1e-3, {5e-4: 41.0, 1e-3: 52.5, 2e-3: None}),
-    Tuned("none", "hard", 3e-4),
+    Tuned("none", "hard", 3e-4, is_given=True),
 ]
 DIVERGED = Failure("ours", "hard-tuning", 100, 2e-3, "the loss is not a number")
 
@@ -302,7 +302,7 @@ def test_pairs_have_a_table_of_their_own():
     text = markdown(found, COMMAND)
     assert [row["verdict"] for row in table(text, "Over all data sets")] == ["worse", "worse"]
     (pair,) = table(text, "Over all data sets, against a\\_stem")
-    assert pair["hard"].startswith("+30.0 [")
+    assert re.fullmatch(r"\+30\.0 \[\S+, \S+\], p \\<0\.0001", pair["hard"])
     assert (pair["model"], pair["verdict"]) == ("b", "better")
     shown = terminal_tables(found)[-1]
     assert (shown.title, shown.header) == ("verdicts over 2 data sets", ("model", "against a_stem"))
@@ -310,10 +310,11 @@ def test_pairs_have_a_table_of_their_own():
     assert "for the 3 comparisons" in text
 
 
-def test_rows_at_chance_are_marked():
+def test_rows_at_chance_and_given_rates_are_marked():
     data = {"ours": [result(seed, 12 + 20 * seed) for seed in range(3)]}
     terms = study(rows=[{"name": "ours", "lr": 1e-3}])
-    text = markdown(summarise("models", terms, Recipe(), [OnData(facts(), data)]), COMMAND)
+    tuned = [Tuned("ours", "hard", 1e-3, is_given=True)]
+    text = markdown(summarise("models", terms, Recipe(), [OnData(facts(), data)], tuned), COMMAND)
     mark = re.search(r"<sup>(\w)</sup> no better than chance: seed 0\n", text)[1]
     assert f"<sup>{mark}</sup>" in table(text, "hard")[0]["top-1 [95 %]"]
     assert "learning rates given by the study." in text
