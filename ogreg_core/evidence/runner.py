@@ -12,6 +12,7 @@ from pathlib import Path
 from ogreg_core.data.manifest import Manifest, load_manifest
 from ogreg_core.data.sampling import check_rate
 from ogreg_core.errors import EnvironmentFault, Interrupted, UsageError
+from ogreg_core.evidence.comparison import is_chance
 from ogreg_core.evidence.held_out import hold_out
 from ogreg_core.evidence.results import Identity, Result, append_result, latest, read_results
 from ogreg_core.evidence.study import Row, Study, best_rate, clips_per_epoch
@@ -164,8 +165,19 @@ class Plan:
         tuning = self.study.tuning
         jobs = {lr: self._tuning_job(row, data, lr) for lr in sorted(tuning.lrs)}
         found = {lr: results.get(job.identity) for lr, job in jobs.items()}
-        scores = {lr: _score(result) for lr, result in found.items() if result is not None}
-        return {lr: found[lr] for lr in tuning.reached(scores)}
+        known = {lr: result for lr, result in found.items() if result is not None}
+        classes = len(data.train.labels)
+        return {
+            lr: found[lr]
+            for lr in tuning.reached(
+                {lr: _score(result) for lr, result in known.items()},
+                {
+                    lr
+                    for lr, result in known.items()
+                    if result.is_done and is_chance(result, classes)
+                },
+            )
+        }
 
     def _tuning_job(self, row: Row, data: DataSet, lr: float) -> Job:
         key = row.name, data.name, lr

@@ -8,7 +8,7 @@ import torch: usage errors come before anything heavy.
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -89,7 +89,7 @@ class Tuning(Table):
     first: list[Rate] = Field(
         [],
         description="rates of the grid that are tried first; then the next one outwards as long as the "
-        "best lies at an end of what was tried; empty: all",
+        "best lies at an end of what was tried, or the rest where none is better than chance; empty: all",
     )
     clips: Positive = Field(description="seen by each training of the grid")
     held_out: Annotated[float, Field(gt=0, lt=1)] = Field(
@@ -111,12 +111,17 @@ class Tuning(Table):
             raise ValueError(f"first {self.first} are not neighbours in lrs {grid}")
         return self
 
-    def reached(self, scores: Mapping[float, tuple[float, float] | None]) -> list[float]:
+    def reached(
+        self,
+        scores: Mapping[float, tuple[float, float] | None],
+        at_chance: Collection[float] = (),
+    ) -> list[float]:
         """The rates that the search asks for, in order; it has ended when each of them has been tried.
         Scores of other rates change nothing.
 
         Args:
             scores: of what was tried, the higher the better; None where a training failed.
+            at_chance: those with a score that is no better than chance.
         """
         grid = sorted(self.lrs)
         low, high = (grid.index(end(self.first or grid)) for end in (min, max))
@@ -125,8 +130,8 @@ class Tuning(Table):
             if any(lr not in scores for lr in found) or found == grid:
                 return found
             best = best_rate({lr: scores[lr] for lr in found})
-            # Nothing could be trained: perhaps elsewhere.
-            if best is None:
+            # Nothing could be trained, or learnt anything, so that there is no way up: perhaps elsewhere.
+            if all(scores[lr] is None or lr in at_chance for lr in found):
                 return grid
             if best == grid[low] and low > 0:
                 low -= 1

@@ -146,7 +146,8 @@ def _caption(summary: Summary, facts: DataFacts) -> str:
     if study.tuning.first and not given:
         first = ", ".join(f"{lr:g}" for lr in study.tuning.first)
         rates += (
-            f" (first {first}, then outwards as long as the best lies at an end of what was tried)"
+            f" (first {first}, then outwards as long as the best lies at an end of what was tried, or all "
+            "of them where none is better than chance)"
         )
     sentences = [
         f"{facts.classes} classes, {thousands(facts.train_videos)} training and "
