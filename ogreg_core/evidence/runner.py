@@ -166,18 +166,11 @@ class Plan:
         jobs = {lr: self._tuning_job(row, data, lr) for lr in sorted(tuning.lrs)}
         found = {lr: results.get(job.identity) for lr, job in jobs.items()}
         known = {lr: result for lr, result in found.items() if result is not None}
+        scores = {lr: _score(result) for lr, result in known.items()}
         classes = len(data.train.labels)
-        return {
-            lr: found[lr]
-            for lr in tuning.reached(
-                {lr: _score(result) for lr, result in known.items()},
-                {
-                    lr
-                    for lr, result in known.items()
-                    if result.is_done and is_chance(result, classes)
-                },
-            )
-        }
+        done = {lr: result for lr, result in known.items() if result.is_done}
+        at_chance = {lr for lr, result in done.items() if is_chance(result, classes)}
+        return {lr: found[lr] for lr in tuning.reached(scores, at_chance)}
 
     def _tuning_job(self, row: Row, data: DataSet, lr: float) -> Job:
         key = row.name, data.name, lr

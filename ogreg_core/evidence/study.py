@@ -129,10 +129,10 @@ class Tuning(Table):
             found = grid[low : high + 1]
             if any(lr not in scores for lr in found) or found == grid:
                 return found
-            best = best_rate({lr: scores[lr] for lr in found})
             # Nothing could be trained, or learnt anything, so that there is no way up: perhaps elsewhere.
             if all(scores[lr] is None or lr in at_chance for lr in found):
                 return grid
+            best = best_rate({lr: scores[lr] for lr in found})
             if best == grid[low] and low > 0:
                 low -= 1
             elif best == grid[high] and high < len(grid) - 1:
